@@ -71,7 +71,7 @@ class TTTConfig:
     form: Literal["dual", "primal"] = "dual"
     """`dual` computes a mini-batch in closed form, `primal` calls jax.grad per token (slow)."""
     backbone: Literal["mamba", "transformer"] = "mamba"
-    """`mamba`: shared query/key projection, short convolutions, output gate; `transformer`: none."""
+    """`mamba`: shared query/key projection, short convolutions, gate; `transformer`: none."""
     linear_lr: float = 1.0
     """Base inner learning rate of `ttt_linear`."""
     mlp_lr: float = 0.1
@@ -134,7 +134,7 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
     scan_unroll: int = 1
-    """Repetitions of `mixers` per scan iteration over the depth; more compiles longer, runs faster."""
+    """Repetitions of `mixers` per iteration of the scan over depth; more compile longer, run faster."""
     ternary: TernaryConfig = TernaryConfig()
     """Ternary layers."""
     ttt: TTTConfig = TTTConfig()
@@ -199,7 +199,7 @@ class SourceConfig:
     path: str = "python-stdlib"
     """File, folder, or `python-stdlib` (the sources of the running Python's standard library)."""
     kind: Literal["auto", "text", "jsonl", "huggingface", "shards"] = "auto"
-    """How to read it; `auto` decides by what is there: *.jsonl, prepared or datasets folder, text."""
+    """How to read it; `auto` decides by name and content: *.jsonl, shards, datasets, text."""
     glob: str = "**/*"
     """Files of a folder of text or JSON lines."""
     field: str = "text"
