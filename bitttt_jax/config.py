@@ -134,7 +134,7 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
     scan_unroll: int = 1
-    """Repetitions of `mixers` per iteration of the scan over depth; more compile longer, run faster."""
+    """Repetitions of `mixers` per iteration of the scan over the depth."""
     ternary: TernaryConfig = TernaryConfig()
     """Ternary layers."""
     ttt: TTTConfig = TTTConfig()
