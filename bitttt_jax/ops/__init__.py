@@ -1,0 +1,1 @@
+"""Pure functions on arrays: the reference maths that every layer calls."""

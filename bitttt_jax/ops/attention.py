@@ -1,0 +1,128 @@
+"""Causal grouped-query attention, over a row of packed documents or over a cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from bitttt_jax.ops.product import matmul, matmul_transposed
+
+# Rows of scores that exist at once, and the number of distinct (compiled) key ranges.
+QUERY_BLOCK = 256
+MAX_SPANS = 8
+_MASKED = -1e30
+
+
+def _attend(q_BGRK, k_BGSK, v_BGSK, allowed_BRS):
+    """Softmax attention of R query rows per key/value group G over S keys."""
+    scores = matmul_transposed(q_BGRK, k_BGSK) * q_BGRK.shape[-1] ** -0.5
+    scores = jnp.where(allowed_BRS[:, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return matmul(weights.astype(v_BGSK.dtype), v_BGSK).astype(q_BGRK.dtype)
+
+
+def _split_heads(q_BTHK, num_groups):
+    """[B, T, H, K] -> [B, G, H/G * T, K]: the query heads of a group become rows."""
+    B, T, H, K = q_BTHK.shape
+    q = q_BTHK.reshape(B, T, num_groups, H // num_groups, K)
+    return q.transpose(0, 2, 3, 1, 4).reshape(B, num_groups, -1, K)
+
+
+def _merge_heads(o_BGRK, T):
+    B, G, R, K = o_BGRK.shape
+    return o_BGRK.reshape(B, G, R // T, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, -1, K)
+
+
+def self_attention(
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGK: jax.Array,
+    segment_BT: jax.Array | None = None,
+    window: int = 0,
+) -> jax.Array:
+    """Attention of each token to itself and the tokens before it in the same document.
+
+    Works on spans of queries, so that memory grows linearly with T and most of the masked half of
+    the scores is never computed.
+
+    Args:
+      q_BTHK: queries.
+      k_BTGK: keys of G groups; H is a multiple of G.
+      v_BTGK: values.
+      segment_BT: document number of each token; None for one document a row.
+      window: how many latest tokens are seen, the token itself included; 0 for all.
+
+    Returns:
+      `[B, T, H, K]` in the type of `q_BTHK`.
+    """
+    T, G = q_BTHK.shape[1], k_BTGK.shape[2]
+    repeats = q_BTHK.shape[2] // G
+    k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
+    block = min(T, QUERY_BLOCK)
+    span = block * -(-T // (block * MAX_SPANS))
+
+    def attend_block(start, size, low, high):
+        """Queries [start, start + size) over keys [low, high); `start` may be traced."""
+        rows = start + jnp.arange(size)
+        keys = jnp.arange(low, high)
+        allowed = rows[:, None] >= keys
+        if window:
+            allowed &= rows[:, None] - keys < window
+        allowed = allowed[None]
+        if segment_BT is not None:
+            own = jax.lax.dynamic_slice_in_dim(segment_BT, start, size, axis=1)
+            allowed &= own[:, :, None] == segment_BT[:, None, low:high]
+        q = _split_heads(jax.lax.dynamic_slice_in_dim(q_BTHK, start, size, axis=1), G)
+        o = _attend(
+            q, k_BGTK[:, :, low:high], v_BGTK[:, :, low:high], jnp.tile(allowed, (1, repeats, 1))
+        )
+        return _merge_heads(o, size)
+
+    outputs = []
+    for first in range(0, T, span):
+        last = min(first + span, T)
+        low = max(0, first - window + 1) if window else 0
+        run = jax.checkpoint(attend_block, static_argnums=(1, 2, 3))
+        whole = (last - first) // block
+        if whole > 1:
+            starts = first + block * jnp.arange(whole)
+            o = jax.lax.map(lambda start, low=low, last=last: run(start, block, low, last), starts)
+            outputs.append(o.swapaxes(0, 1).reshape(o.shape[1], -1, *o.shape[3:]))
+        elif whole == 1:
+            outputs.append(run(first, block, low, last))
+        rest = (last - first) - whole * block
+        if rest:
+            outputs.append(run(last - rest, rest, low, last))
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+
+
+def cached_attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    q_position_BT: jax.Array,
+    k_position_BS: jax.Array,
+    window: int = 0,
+) -> jax.Array:
+    """Attention over a cache whose slots hold the keys of arbitrary positions.
+
+    Args:
+      q_BTHK: queries.
+      k_BSGK: cached keys, those of the queries' own tokens included.
+      v_BSGK: cached values.
+      q_position_BT: position of each query.
+      k_position_BS: position of each cached key; negative for an empty slot.
+      window: how many latest tokens are seen, the token itself included; 0 for all.
+
+    Returns:
+      `[B, T, H, K]` in the type of `q_BTHK`.
+    """
+    T, G = q_BTHK.shape[1], k_BSGK.shape[2]
+    age_BTS = q_position_BT[:, :, None] - k_position_BS[:, None, :]
+    allowed = (k_position_BS[:, None, :] >= 0) & (age_BTS >= 0)
+    if window:
+        allowed &= age_BTS < window
+    allowed = jnp.tile(allowed, (1, q_BTHK.shape[2] // G, 1))
+    q = _split_heads(q_BTHK, G)
+    k, v = k_BSGK.swapaxes(1, 2).astype(q.dtype), v_BSGK.swapaxes(1, 2).astype(q.dtype)
+    return _merge_heads(_attend(q, k, v, allowed), T)

@@ -1,0 +1,1 @@
+"""Ternary weights: their product with activations."""
