@@ -11,8 +11,12 @@ from typing import Any, ClassVar, Literal
 
 from bitttt_jax.errors import ConfigError
 
-# Read by pydantic: unknown keys are errors, attribute docstrings become schema descriptions.
-_STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+# Read by pydantic: unknown keys and NaN are errors, attribute docstrings become descriptions.
+_STRICT: dict[str, Any] = {
+    "extra": "forbid",
+    "allow_inf_nan": False,
+    "use_attribute_docstrings": True,
+}
 
 Mixer = Literal["attention", "ttt_linear", "ttt_mlp"]
 

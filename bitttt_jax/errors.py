@@ -7,7 +7,11 @@ Schedulers read the codes: only `PREEMPTED` asks to be started again.
 
 from __future__ import annotations
 
+import difflib
 import enum
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
 
 
 class ExitCode(enum.IntEnum):
@@ -76,3 +80,46 @@ class DivergedError(BittttError):
 
     exit_code = ExitCode.DIVERGED
     kind = "diverged"
+
+
+# What a shell reports for a process that SIGPIPE ended; nobody is left to read a message.
+_READER_GONE = 141
+
+
+def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Runs an entry point and turns how it ends into an exit code.
+
+    Args:
+      main: takes the arguments and returns an exit code, None meaning success.
+      argv: the arguments, without the program's name.
+
+    Returns:
+      The exit code; for a `BittttError` its message stands on stderr.
+    """
+    try:
+        code = main(argv) or ExitCode.OK
+        sys.stdout.flush()  # a reader that has gone shows here, not in the interpreter's shutdown
+        return int(code)
+    except BittttError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: ` (did you mean x or y?)`, or nothing.
+
+    Dotted names also match by their last part alone: `dim` and `optim.dim` find `model.dim`.
+    """
+    by_last: dict[str, list[str]] = {}
+    for candidate in known:
+        by_last.setdefault(candidate.rpartition(".")[2], []).append(candidate)
+    last = name.rpartition(".")[2]
+    parts = [last] if last in by_last else difflib.get_close_matches(last, by_last)
+    similar = [candidate for part in parts for candidate in by_last[part]]
+    closest = difflib.get_close_matches(name, similar, n=3, cutoff=0)
+    return f" (did you mean {' or '.join(closest)}?)" if closest else ""

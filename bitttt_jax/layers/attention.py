@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from bitttt_jax.config import ModelConfig
+from bitttt_jax.layers.bitlinear import BitLinear, apply_together
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.layers.norm import RMSNorm
-from bitttt_jax.layers.projection import projection
 from bitttt_jax.ops.attention import cached_attention, self_attention
 from bitttt_jax.ops.rope import rope
 
@@ -69,11 +69,12 @@ class Attention(nn.Module):
         config, ternary = self.config, self.config.ternary.mixer
         K, H, G = config.width_per_head, config.num_heads, config.kv_heads
 
-        def heads(name, count):
-            y = projection(config, count * K, ternary, name)(x_BTD, anneal.quantization)
-            return y.reshape(*y.shape[:2], count, K)
-
-        query, key, value = heads("query", H), heads("key", G), heads("value", G)
+        widths = {"query": H * K, "key": G * K, "value": G * K}
+        layers = tuple(BitLinear(config, n, ternary, name=name) for name, n in widths.items())
+        query, key, value = (
+            y.reshape(*y.shape[:2], -1, K)
+            for y in apply_together(layers, x_BTD, anneal.quantization)
+        )
         query = rope(query, sequence.position_BT, config.rope_theta)
         key = rope(key, sequence.position_BT, config.rope_theta)
         if cache is None:
@@ -86,4 +87,5 @@ class Attention(nn.Module):
         mixed = mixed.reshape(*mixed.shape[:2], H * K)
         if config.norm_placement == "subln":
             mixed = RMSNorm(config.norm_eps, name="sub_norm")(mixed)
-        return projection(config, config.dim, ternary, "output")(mixed, anneal.quantization), cache
+        output = BitLinear(config, config.dim, ternary, name="output")
+        return output(mixed, anneal.quantization), cache

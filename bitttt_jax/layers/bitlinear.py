@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bitttt_jax.config import TernaryConfig
+from bitttt_jax.config import ModelConfig
 from bitttt_jax.layers.norm import RMSNorm
 from bitttt_jax.ops import product
 from bitttt_jax.ternary.matmul import fake_quant_matmul, int8_matmul
@@ -16,18 +16,14 @@ class BitLinear(nn.Module):
     """`x @ kernel` with a ternary kernel and 8-bit inputs; latent weights are float32.
 
     Attributes:
+      config: the model's; says how ternary products are computed.
       features: output width.
       ternary: False is an ordinary float product of the same parameters.
-      config: how ternary products are computed.
-      norm_eps: of the norm inside, where the config has one.
-      init_std: standard deviation of the initial latent weights.
     """
 
+    config: ModelConfig
     features: int
     ternary: bool
-    config: TernaryConfig
-    norm_eps: float
-    init_std: float
 
     @nn.compact
     def __call__(self, x: jax.Array, strength: jax.Array | float = 1.0) -> jax.Array:
@@ -37,21 +33,46 @@ class BitLinear(nn.Module):
           x: inputs.
           strength: how far weights and activations are quantised, from 0 to 1 (`fake_quant` only).
         """
-        kernel = self.param(
-            "kernel",
-            nn.initializers.normal(self.init_std),
-            (x.shape[-1], self.features),
-            jnp.float32,
+        if self.has_norm:
+            x = RMSNorm(self.config.norm_eps, name="norm")(x)
+        return _products(self, x, (self.kernel(x.shape[-1]),), strength)[0]
+
+    @nn.compact
+    def kernel(self, width: int) -> jax.Array:
+        """The latent weights `[width, features]`."""
+        init = nn.initializers.normal(self.config.init_std)
+        return self.param("kernel", init, (width, self.features), jnp.float32)
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether the layer normalises its input itself."""
+        return self.ternary and self.config.ternary.inner_norm
+
+
+def apply_together(
+    layers: tuple[BitLinear, ...], x: jax.Array, strength: jax.Array | float = 1.0
+) -> tuple[jax.Array, ...]:
+    """Applies several layers to one input, which is quantised once.
+
+    Args:
+      layers: layers that agree in `config` and `ternary`.
+      x: `[..., D]`.
+      strength: as in `BitLinear`.
+    """
+    if layers[0].has_norm:
+        return tuple(layer(x, strength) for layer in layers)
+    kernels = tuple(layer.kernel(x.shape[-1]) for layer in layers)
+    return _products(layers[0], x, kernels, strength)
+
+
+def _products(layer: BitLinear, x, kernels, strength):
+    rows, how = x.reshape(-1, x.shape[-1]), layer.config.ternary
+    if not layer.ternary:
+        ys = product.shared_matmul(rows, tuple(kernel.astype(x.dtype) for kernel in kernels))
+    elif how.path == "int8":
+        ys = int8_matmul(rows, kernels)
+    else:
+        ys = fake_quant_matmul(
+            rows, kernels, strength=strength, quantize_activations=how.activations
         )
-        if self.ternary and self.config.inner_norm:
-            x = RMSNorm(self.norm_eps, name="norm")(x)
-        rows = x.reshape(-1, x.shape[-1])
-        if not self.ternary:
-            y = product.matmul(rows, kernel.astype(x.dtype))
-        elif self.config.path == "int8":
-            y = int8_matmul(rows, kernel)
-        else:
-            y = fake_quant_matmul(
-                rows, kernel, strength=strength, quantize_activations=self.config.activations
-            )
-        return y.astype(x.dtype).reshape(*x.shape[:-1], self.features)
+    return tuple(y.astype(x.dtype).reshape(*x.shape[:-1], y.shape[-1]) for y in ys)

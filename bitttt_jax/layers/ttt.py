@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from bitttt_jax.config import ModelConfig
+from bitttt_jax.layers.bitlinear import BitLinear, apply_together
 from bitttt_jax.layers.convolution import CausalConvolution
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.layers.norm import LayerNorm, RMSNorm
-from bitttt_jax.layers.projection import projection
 from bitttt_jax.ops.precision import widen
 from bitttt_jax.ops.rope import rope
 from bitttt_jax.ttt import inner, scan
+from bitttt_jax.ttt.health import learning_report
 from bitttt_jax.ttt.state import Learner, StreamState, Views
 
 
@@ -74,11 +75,15 @@ class TTT(nn.Module):
         """
         config, ternary = self.config, self.config.ternary.mixer
         width = config.num_heads * config.width_per_head
-        project = lambda name, features=width: projection(config, features, ternary, name)
-        value = project("value")(x_BTD, anneal.quantization)
+        is_mamba = config.ttt.backbone == "mamba"
+        names = ("query_key", "value", "gate") if is_mamba else ("query", "key", "value")
+        layers = tuple(BitLinear(config, width, ternary, name=name) for name in names)
+        projected = dict(
+            zip(names, apply_together(layers, x_BTD, anneal.quantization), strict=True)
+        )
         query_tail = key_tail = None
-        if config.ttt.backbone == "mamba":
-            shared = project("query_key")(x_BTD, anneal.quantization)
+        if is_mamba:
+            shared = projected["query_key"]
             tails = (None, None) if state is None else (state.query_tail, state.key_tail)
             convolve = lambda name, tail: CausalConvolution(config.ttt.conv_width, name=name)(
                 shared, sequence, tail
@@ -86,11 +91,12 @@ class TTT(nn.Module):
             query, query_tail = convolve("query_conv", tails[0])
             key, key_tail = convolve("key_conv", tails[1])
         else:
-            query = project("query")(x_BTD, anneal.quantization)
-            key = project("key")(x_BTD, anneal.quantization)
+            query, key = projected["query"], projected["key"]
 
-        views = self._views(x_BTD, query, key, value, sequence, anneal)
+        views = self._views(x_BTD, query, key, projected["value"], sequence, anneal)
         learner = self._learner()
+        if self.is_mutable_collection("health") and not self.is_initializing():
+            self.variable("health", "ttt", lambda: learning_report(learner, views))
         if state is None:
             mixed = scan.read_documents(
                 learner,
@@ -112,12 +118,12 @@ class TTT(nn.Module):
             state = TTTState(stream, query_tail, key_tail)
         mixed = mixed.reshape(*x_BTD.shape[:2], width).astype(x_BTD.dtype)
         mixed = LayerNorm(inner.NORM_EPS, name="post_norm")(mixed)
-        if config.ttt.backbone == "mamba":
-            gate = project("gate")(x_BTD, anneal.quantization)
-            mixed = jax.nn.gelu(gate, approximate=True) * mixed
+        if is_mamba:
+            mixed = jax.nn.gelu(projected["gate"], approximate=True) * mixed
         if config.norm_placement == "subln":
             mixed = RMSNorm(config.norm_eps, name="sub_norm")(mixed)
-        return project("output", config.dim)(mixed, anneal.quantization), state
+        output = BitLinear(config, config.dim, ternary, name="output")
+        return output(mixed, anneal.quantization), state
 
     def _views(self, x_BTD, query, key, value, sequence: Sequence, anneal: Anneal) -> Views:
         """Queries, keys and values per head in float32, and the inner learning rates."""

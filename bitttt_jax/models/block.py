@@ -68,6 +68,7 @@ class Block(nn.Module):
             convolve = CausalConvolution(config.ttt.conv_width, name="pre_conv")
             convolved, tail = convolve(norm("pre_conv_norm")(x_BTD), sequence, tail)
             x_BTD += convolved
+        mix: Any
         if self.mixer == "attention":
             mix = Attention(config, name="mixer")
         else:
@@ -101,7 +102,7 @@ class Group(nn.Module):
         anneal: Anneal,
     ) -> tuple[jax.Array, tuple[BlockState, ...] | None]:
         """Applies the blocks in order; `states` holds one state for each."""
-        after = []
+        after: list[Any] = []
         for i, mixer in enumerate(self.config.mixers):
             block = Block(self.config, mixer, name=f"block_{i}")
             x_BTD, state = block(x_BTD, sequence, anneal, None if states is None else states[i])

@@ -67,7 +67,7 @@ class Transformer(nn.Module):
             group = nn.remat(Group, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
         x_BTD, blocks = nn.scan(
             group,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "health": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.num_groups,
@@ -163,9 +163,10 @@ def prefill(
     sequence = Sequence(
         state.position_B[:, None] + place_T, (place_T < length_B[:, None]).astype(jnp.int32)
     )
-    hidden, blocks = Transformer(config).apply(
+    outputs: Any = Transformer(config).apply(
         {"params": params}, token_BT, sequence, Anneal(), state.blocks
     )
+    hidden, blocks = outputs
     return hidden, ModelState(state.position_B + length_B, blocks)
 
 

@@ -7,6 +7,8 @@ transpose is written out first (3x faster on CPU; other backends keep XLA's own 
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -39,8 +41,8 @@ def _contract(a: jax.Array, b: jax.Array, b_dim: int) -> jax.Array:
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a @ b` of `[..., M, K]` and `[..., K, N]` with equal batch dimensions.
 
-    Accumulates and returns float32 (float64 for such inputs); cotangents are rounded to the types of `a` and `b` before their
-    products, and gradients returned in those types. Differentiable any number of times in reverse.
+    Accumulates and returns float32 (float64 for such inputs). Cotangents are rounded to the type of
+    `a` before their products. Differentiable any number of times in reverse.
     """
     return _contract(a, b, -2)
 
@@ -71,3 +73,21 @@ def _matmul_transposed_bwd(residuals, g):
 
 
 matmul_transposed.defvjp(lambda a, b: (_contract(a, b, -1), (a, b)), _matmul_transposed_bwd)
+
+
+@jax.custom_vjp
+def shared_matmul(a: jax.Array, bs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """`a @ b` of `[M, K]` with each `[K, N]` of `bs`; the backward pass transposes `a` once."""
+    return tuple(_contract(a, b, -2) for b in bs)
+
+
+def _shared_matmul_bwd(residuals, grads):
+    a, bs = residuals
+    grads = tuple(g.astype(a.dtype) for g in grads)
+    grad_a = functools.reduce(jnp.add, map(matmul_transposed, grads, bs))
+    a_transposed = swap_last(a)
+    grad_bs = tuple(matmul(a_transposed, g).astype(b.dtype) for g, b in zip(grads, bs, strict=True))
+    return grad_a.astype(a.dtype), grad_bs
+
+
+shared_matmul.defvjp(lambda a, bs: (shared_matmul(a, bs), (a, bs)), _shared_matmul_bwd)

@@ -1,0 +1,178 @@
+"""Token shards and their manifest out of sources.
+
+Encoding runs on all cores in the threads of the `tokenizers` library: measured as fast as a pool
+of processes, and there is nothing to start, feed or clean up.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bitttt_jax.config import DataConfig, TokenizerConfig
+from bitttt_jax.data.manifest import TOKENIZER_FILE, Manifest, Part, Split, TokenType
+from bitttt_jax.data.shards import ShardWriter, load_tokenizer
+from bitttt_jax.data.sources import Document, Source
+from bitttt_jax.data.tokenizers import Tokenizer, grouped
+from bitttt_jax.errors import DataError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+_Writers = dict[Split, ShardWriter]
+
+_BATCH_CHARS = 1 << 22
+
+
+def build(config: DataConfig, folder: Path, progress: Progress) -> Manifest:
+    """Writes tokenizer.json and the shards of all sources into an empty folder.
+
+    Returns:
+      The manifest, which is not in the folder yet.
+    """
+    sources = [Source.find(source) for source in config.sources]
+    prepared = {
+        index: Manifest.load(source.root)
+        for index, source in enumerate(sources)
+        if source.kind == "shards"
+    }
+    tokenizer = _tokenizer(config, sources, prepared, progress)
+    tokenizer.save(folder / TOKENIZER_FILE)
+    dtype: TokenType = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    parts: list[Part] = []
+    files = []
+    for index, source in enumerate(sources):
+        skipped: collections.Counter[str] = collections.Counter()
+        summary = source.summary()  # before reading: what changes meanwhile shows later
+        if index in prepared:
+            parts += _referred(index, source, prepared[index])
+        else:
+            documents = source.documents(config.on_error, skipped)
+            documents = _reported(documents, f"encode {source.config.path}", source.size, progress)
+            with (
+                ShardWriter(folder, f"{index:02d}-train", dtype) as train,
+                ShardWriter(folder, f"{index:02d}-validation", dtype) as validation,
+            ):
+                writers: _Writers = {"train": train, "validation": validation}
+                _encode(documents, tokenizer, writers, config.validation_fraction)
+                parts += _written(index, source, writers, config.validation_fraction)
+        files.append(dataclasses.replace(summary, skipped=dict(sorted(skipped.items()))))
+    return Manifest(
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        dtype=dtype,
+        parts=tuple(parts),
+        sources=tuple(files),
+        config=config,
+    )
+
+
+def _tokenizer(
+    config: DataConfig,
+    sources: list[Source],
+    prepared: dict[int, Manifest],
+    progress: Progress,
+) -> Tokenizer:
+    wanted = config.tokenizer
+    if prepared:
+        return _shared_tokenizer(wanted, sources, prepared)
+    if wanted.kind == "file":
+        return Tokenizer.load(wanted.path)
+    if wanted.kind == "bytes":
+        return Tokenizer.bytes()
+    return Tokenizer.train(_training_texts(config, sources, progress), wanted.vocab_size)
+
+
+def _shared_tokenizer(
+    wanted: TokenizerConfig, sources: list[Source], prepared: dict[int, Manifest]
+) -> Tokenizer:
+    """The tokenizer of prepared sources, which must agree with each other and the settings."""
+    (first, manifest), *others = prepared.items()
+    root = sources[first].root
+    tokenizer = load_tokenizer(root)
+    for index, other in others:
+        if other.tokenizer_fingerprint != manifest.tokenizer_fingerprint:
+            raise DataError(
+                f"{sources[index].root} and {root} were prepared with different tokenizers",
+                fix=f"preparing both with --tokenizer={root / TOKENIZER_FILE}",
+            )
+    agrees = wanted in (TokenizerConfig(), manifest.config.tokenizer) or (
+        wanted.kind == "file" and Tokenizer.load(wanted.path).fingerprint == tokenizer.fingerprint
+    )
+    if not agrees:
+        raise DataError(
+            f"{root} was prepared with another tokenizer than data.tokenizer",
+            f"with {manifest.config.tokenizer}, not {wanted}",
+            "leaving data.tokenizer at its default: prepared sources bring their own",
+        )
+    return tokenizer
+
+
+def _training_texts(config: DataConfig, sources: list[Source], progress: Progress) -> Iterator[str]:
+    for source in sources:
+        skipped: collections.Counter[str] = collections.Counter()
+        documents = source.documents(config.on_error, skipped)
+        activity = f"learn tokens from {source.config.path}"
+        for document in _reported(documents, activity, source.size, progress):
+            if _split(document.text.encode(), config.validation_fraction) == "train":
+                yield document.text
+
+
+def _encode(
+    documents: Iterator[Document], tokenizer: Tokenizer, writers: _Writers, fraction: float
+) -> None:
+    bos = np.array([tokenizer.bos_id], np.int32)
+    for group in grouped(documents, lambda document: len(document.text), _BATCH_CHARS):
+        encoded = tokenizer.encode_batch([document.text for document in group])
+        for document, tokens_T in zip(group, encoded, strict=True):
+            data = document.text.encode()
+            writers[_split(data, fraction)].add(np.concatenate([bos, tokens_T]), len(data))
+
+
+def _written(index: int, source: Source, writers: _Writers, fraction: float) -> Iterator[Part]:
+    for split, writer in writers.items():
+        shards = writer.finish()
+        if shards:
+            yield Part(source.config.path, split, index, 1.0, "", shards)
+        elif split == "train":
+            raise DataError(
+                f"no document of {source.config.path} is left to train on",
+                f"by their hashes, validation_fraction={fraction} takes all of them",
+                "data.validation_fraction=0 (--validation_fraction=0), or more documents",
+            )
+
+
+def _referred(index: int, source: Source, manifest: Manifest) -> Iterator[Part]:
+    total = sum(map(manifest.weight, manifest.split("train")))
+    for part in manifest.parts:
+        yield dataclasses.replace(
+            part,
+            source=index,
+            share=manifest.weight(part) / total,
+            folder=str((source.root / part.folder).absolute()),
+        )
+
+
+def _reported(
+    documents: Iterator[Document], activity: str, total: int, progress: Progress
+) -> Iterator[Document]:
+    done = 0
+    progress(activity, 0, total)
+    for document in documents:
+        yield document
+        done = min(done + document.size, total)
+        progress(activity, done, total)
+    progress(activity, total, total)
+
+
+def _split(data: bytes, validation_fraction: float) -> Split:
+    """The split of a document, by nothing but its bytes."""
+    number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+    return "validation" if number < validation_fraction * 2**64 else "train"

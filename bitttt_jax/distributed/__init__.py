@@ -1,0 +1,1 @@
+"""Several devices and several processes: start-up, mesh, sharding rules, stop requests."""

@@ -1,0 +1,1 @@
+"""Running a trained model: loading, sampling, generation."""

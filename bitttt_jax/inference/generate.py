@@ -1,0 +1,118 @@
+"""Generation: one prefill, then one compiled step per token that carries all mixer states."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bitttt_jax.config import ModelConfig
+from bitttt_jax.errors import ConfigError
+from bitttt_jax.inference.sampling import SamplingConfig, sample
+from bitttt_jax.models import transformer
+from bitttt_jax.models.transformer import ModelState
+
+# Prompts are read in calls of at most this many tokens, the last one padded to a power of two, so
+# that few shapes are compiled.
+PREFILL_TOKENS = 512
+_CACHE_STEP = 256
+
+
+def cache_slots(config: ModelConfig, length: int) -> int:
+    """Slots of an attention cache for sequences of `length` tokens, rounded up."""
+    if config.window:
+        length = min(length, config.window + PREFILL_TOKENS - 1)
+    return -(-length // _CACHE_STEP) * _CACHE_STEP
+
+
+def generate(
+    config: ModelConfig,
+    params: Any,
+    prompt_T: np.ndarray,
+    max_tokens: int,
+    *,
+    sampling: SamplingConfig = SamplingConfig(),
+    seed: int = 0,
+    stop_ids: tuple[int, ...] = (),
+    num_tokens: int | None = None,
+) -> Iterator[int]:
+    """Continues a prompt, one token at a time.
+
+    The draws depend on `seed` and the token's position only: a longer continuation begins with the
+    shorter one.
+
+    Args:
+      config: the model's.
+      params: its parameters.
+      prompt_T: token ids, at least one (a document's first token is the tokenizer's bos).
+      max_tokens: most tokens to generate.
+      sampling: how each is chosen.
+      seed: of the draws.
+      stop_ids: tokens that end the continuation; they aren't yielded.
+      num_tokens: size of the tokenizer, where the model's vocabulary is padded beyond it.
+
+    Yields:
+      Token ids.
+
+    Raises:
+      ConfigError: an empty prompt, or a token that the model doesn't know.
+    """
+    if len(prompt_T) == 0:
+        raise ConfigError("the prompt has no tokens", fix="start it with the tokenizer's bos token")
+    if max(prompt_T) >= config.vocab_size or min(prompt_T) < 0:
+        raise ConfigError(
+            f"the prompt has token {max(prompt_T)}, but the model knows {config.vocab_size}",
+            "the prompt was encoded with another tokenizer",
+        )
+    slots = cache_slots(config, len(prompt_T) + max_tokens)
+    state = _start(config, params, slots)
+    hidden, state = _read_prompt(config, params, state, np.asarray(prompt_T, np.int32))
+    choose = functools.partial(
+        _choose, config, sampling, params, jax.random.key(seed), num_tokens or config.vocab_size
+    )
+    token = choose(hidden, state.position_B)
+    for produced in range(max_tokens):
+        value = int(token[0])
+        if value in stop_ids:
+            return
+        yield value
+        if produced + 1 < max_tokens:
+            hidden, state = _step(config, params, state, token)
+            token = choose(hidden, state.position_B)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _start(config: ModelConfig, params: Any, slots: int) -> ModelState:
+    return transformer.init_state(config, params, 1, slots)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _prefill(config: ModelConfig, params: Any, state: ModelState, token_BT, length_B):
+    hidden, state = transformer.prefill(config, params, state, token_BT, length_B)
+    last = jnp.take_along_axis(hidden, (length_B - 1)[:, None, None], axis=1)
+    return last[:, 0], state
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _step(config: ModelConfig, params: Any, state: ModelState, token_B):
+    return transformer.step(config, params, state, token_B)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+def _choose(config, sampling, params, key, num_tokens: int, hidden_BD, position_B):
+    logits = transformer.logits(config, params, hidden_BD[:, None])[:, 0]
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < num_tokens, logits, -jnp.inf)
+    return sample(sampling, logits, jax.random.fold_in(key, position_B[0]))
+
+
+def _read_prompt(config: ModelConfig, params: Any, state: ModelState, prompt_T: np.ndarray):
+    for first in range(0, len(prompt_T), PREFILL_TOKENS):
+        part = prompt_T[first : first + PREFILL_TOKENS]
+        padded = np.zeros(max(16, 1 << (len(part) - 1).bit_length()), np.int32)
+        padded[: len(part)] = part
+        hidden, state = _prefill(config, params, state, padded[None], np.array([len(part)]))
+    return hidden, state

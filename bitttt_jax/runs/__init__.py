@@ -1,0 +1,1 @@
+"""The run directory: what a training run writes, and the only thing that other tools read."""

@@ -1,0 +1,13 @@
+"""Eight CPU devices and a compile cache of their own for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# JAX reads these when it is first imported; processes that tests start inherit them.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    Path(__file__).parent.parent / ".pytest_cache" / "jax"
+)
