@@ -10,12 +10,15 @@ from bitttt_jax.ops.product import matmul, matmul_transposed
 # Rows of scores that exist at once, and the number of distinct (compiled) key ranges.
 QUERY_BLOCK = 256
 MAX_SPANS = 8
+# Up to this length the backward pass keeps the attention weights; beyond, it recomputes them.
+SAVED_TOKENS = 512
 _MASKED = -1e30
 
 
 def _attend(q_BGRK, k_BGSK, v_BGSK, allowed_BRS):
     """Softmax attention of R query rows per key/value group G over S keys."""
-    scores = matmul_transposed(q_BGRK, k_BGSK) * q_BGRK.shape[-1] ** -0.5
+    scaled = q_BGRK * q_BGRK.shape[-1] ** -0.5
+    scores = matmul_transposed(scaled, k_BGSK)
     scores = jnp.where(allowed_BRS[:, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     return matmul(weights.astype(v_BGSK.dtype), v_BGSK).astype(q_BGRK.dtype)
@@ -82,7 +85,9 @@ def self_attention(
     for first in range(0, T, span):
         last = min(first + span, T)
         low = max(0, first - window + 1) if window else 0
-        run = jax.checkpoint(attend_block, static_argnums=(1, 2, 3))
+        run = attend_block
+        if T > SAVED_TOKENS:
+            run = jax.checkpoint(attend_block, static_argnums=(1, 2, 3))
         whole = (last - first) // block
         if whole > 1:
             starts = first + block * jnp.arange(whole)

@@ -15,15 +15,17 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 
+def _row_major(x: jax.Array) -> jax.Array:
+    """`x`, laid out row by row on CPU."""
+    constrain = lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return lax.platform_dependent(x, cpu=constrain, default=lambda x: x)
+
+
 @jax.custom_vjp
 def swap_last(x: jax.Array) -> jax.Array:
-    """Swaps the last two dimensions of `x`; on CPU the result is laid out row by row."""
-
-    def written_out(x):
-        order = tuple(range(x.ndim))
-        return with_layout_constraint(jnp.swapaxes(x, -1, -2), Layout(order))
-
-    return lax.platform_dependent(x, cpu=written_out, default=lambda x: jnp.swapaxes(x, -1, -2))
+    """Swaps the last two dimensions of `x`; on CPU the result is written out row by row."""
+    # Constrained on both sides, or XLA folds the swap into the product that made `x`.
+    return _row_major(jnp.swapaxes(_row_major(x), -1, -2))
 
 
 swap_last.defvjp(lambda x: (swap_last(x), None), lambda _, g: (swap_last(g),))
@@ -34,7 +36,15 @@ def _contract(a: jax.Array, b: jax.Array, b_dim: int) -> jax.Array:
     batch = tuple(range(a.ndim - 2))
     dims = (((a.ndim - 1,), (b.ndim + b_dim,)), (batch, batch))
     accumulate = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
-    return lax.dot_general(a, b, dims, preferred_element_type=accumulate)
+    return lax.dot_general(_row_major(a), _row_major(b), dims, preferred_element_type=accumulate)
+
+
+def transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a^T @ b` of `[..., M, K]` and `[..., M, N]`, by way of the smaller transposes."""
+    (M, K), N = a.shape[-2:], b.shape[-1]
+    if M * K <= M * N + K * N:
+        return matmul(swap_last(a), b)
+    return swap_last(matmul(swap_last(b), a))
 
 
 @jax.custom_vjp
@@ -51,7 +61,7 @@ def _matmul_bwd(residuals, g):
     a, b = residuals
     g = g.astype(a.dtype)
     grad_a = matmul_transposed(g, b)
-    grad_b = matmul(swap_last(a), g)
+    grad_b = transposed_matmul(a, g)
     return grad_a.astype(a.dtype), grad_b.astype(b.dtype)
 
 
@@ -68,7 +78,7 @@ def _matmul_transposed_bwd(residuals, g):
     a, b = residuals
     g = g.astype(a.dtype)
     grad_a = matmul(g, b)
-    grad_b = matmul(swap_last(g), a)
+    grad_b = transposed_matmul(g, a)
     return grad_a.astype(a.dtype), grad_b.astype(b.dtype)
 
 
@@ -85,8 +95,9 @@ def _shared_matmul_bwd(residuals, grads):
     a, bs = residuals
     grads = tuple(g.astype(a.dtype) for g in grads)
     grad_a = functools.reduce(jnp.add, map(matmul_transposed, grads, bs))
-    a_transposed = swap_last(a)
-    grad_bs = tuple(matmul(a_transposed, g).astype(b.dtype) for g, b in zip(grads, bs, strict=True))
+    grad_bs = tuple(
+        transposed_matmul(a, g).astype(b.dtype) for g, b in zip(grads, bs, strict=True)
+    )
     return grad_a.astype(a.dtype), grad_bs
 
 

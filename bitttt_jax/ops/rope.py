@@ -22,12 +22,17 @@ def rope(
     Returns:
       The rotated array in the type of `x_BTHK`.
     """
-    half = x_BTHK.shape[-1] // 2
     x = widen(x_BTHK)
+    half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=x.dtype) / half)
-    angle_BTHK = position_BT[:, :, None, None].astype(x.dtype) * frequency
-    cos, sin = jnp.cos(angle_BTHK), jnp.sin(angle_BTHK)
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    angle = position_BT[:, :, None, None].astype(x.dtype) * frequency
+    # Without the barrier XLA fuses sine and cosine into every use of them, once for each head.
+    cos, sin = jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+    if interleaved:
+        pairs = x.reshape(*x.shape[:-1], half, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+    else:
+        first, second = x[..., :half], x[..., half:]
     rotated = (first * cos - second * sin, second * cos + first * sin)
     if interleaved:
         y = jnp.stack(rotated, axis=-1).reshape(x.shape)

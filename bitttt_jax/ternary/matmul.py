@@ -88,8 +88,7 @@ def _int8_matmul_bwd(residuals, grads):
         product.matmul_transposed(g.astype(dtype), w_floats) * w_scale
         for g, (w_floats, w_scale) in zip(grads, quantized, strict=True)
     )
-    x_transposed = product.swap_last(x_floats)
-    grad_w = tuple(product.matmul(x_transposed, (g * x_scale).astype(dtype)) for g in grads)
+    grad_w = tuple(product.transposed_matmul(x_floats, (g * x_scale).astype(dtype)) for g in grads)
     return grad_x.astype(dtype), grad_w
 
 
