@@ -97,13 +97,19 @@ command+=(${train_flags[@]+"${train_flags[@]}"})
 grace_s=5 # how long the others may take to fail by themselves after one has failed
 pids=()
 is_stopped=false
+interrupts=0
 
 # shellcheck disable=SC2329 # the traps below call it
 forward() { # signal name
   is_stopped=true
   ((${#pids[@]} == 0)) || kill -s "$1" "${pids[@]}" 2>/dev/null
 }
-trap 'forward INT' INT
+# Python handles the first two; a process that hangs in compiled code needs the third.
+# shellcheck disable=SC2329
+interrupt() {
+  if ((++interrupts < 3)); then forward INT; else forward KILL; fi
+}
+trap interrupt INT
 trap 'forward TERM' TERM
 trap 'forward USR2' USR2
 

@@ -91,10 +91,11 @@ class TTTConfig:
     rope_theta: float = 10_000.0
     """RoPE base inside a mini-batch."""
     remat_group: int = 4
-    """Mini-batches between two saved fast weights in training; the rest is recomputed."""
+    """Mini-batches between two saved fast weights in training; 0 saves all, recomputes nothing."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "model.ttt", "mini_batch", "mlp_ratio", "conv_width", "remat_group")
+        _require_positive(self, "model.ttt", "mini_batch", "mlp_ratio", "conv_width")
+        _require(self.remat_group >= 0, "model.ttt.remat_group must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ Run:       bitttt train --config=bitnet_2b4t --config.data.sources.0.path=TEXT
 Hardware:  accelerators; weights, gradients and AdamW moments take 16 bytes a parameter, which
            --config.mesh.fsdp=N spreads. --config.optim.accumulation=N saves activation memory.
 Expect:    not run at this size by us.
-Parameters: 0
+Parameters: 2,412,820,480
 """
 
 import dataclasses

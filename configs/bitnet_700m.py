@@ -7,7 +7,7 @@ Run:       bitttt train --config=bitnet_700m --config.data.sources.0.path=TEXT
 Hardware:  accelerators; weights, gradients and AdamW moments take 16 bytes a parameter, which
            --config.mesh.fsdp=N spreads. --config.optim.accumulation=N saves activation memory.
 Expect:    not run at this size by us. 95,367 steps of 1M tokens, 100B in all.
-Parameters: 0
+Parameters: 778,102,272
 """
 
 from bitttt_jax.config import (

@@ -3,7 +3,7 @@
 Run:       bitttt train --config=debug --workdir=runs/debug
 Hardware:  any computer.
 Expect:    nothing from the text it writes.
-Parameters: 0
+Parameters: 124,690
 """
 
 from bitttt_jax.config import (

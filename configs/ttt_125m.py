@@ -4,7 +4,7 @@ Run:       bitttt train --config=ttt_125m --config.data.sources.0.path=TEXT
 Hardware:  accelerators; weights, gradients and AdamW moments take 16 bytes a parameter.
            --config.optim.accumulation=N saves activation memory.
 Expect:    not run at this size by us. 4,800 steps of 0.5M tokens, 2.5B in all.
-Parameters: 0
+Parameters: 110,424,144
 """
 
 from bitttt_jax.config import (

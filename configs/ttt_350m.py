@@ -4,7 +4,7 @@ Run:       bitttt train --config=ttt_350m --config.data.sources.0.path=TEXT
 Hardware:  accelerators; weights, gradients and AdamW moments take 16 bytes a parameter, which
            --config.mesh.fsdp=N spreads. --config.optim.accumulation=N saves activation memory.
 Expect:    not run at this size by us. 13,500 steps of 0.5M tokens, 7B in all.
-Parameters: 0
+Parameters: 343,582,464
 """
 
 import dataclasses

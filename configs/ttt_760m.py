@@ -4,7 +4,7 @@ Run:       bitttt train --config=ttt_760m --config.data.sources.0.path=TEXT
 Hardware:  accelerators; weights, gradients and AdamW moments take 16 bytes a parameter, which
            --config.mesh.fsdp=N spreads. --config.optim.accumulation=N saves activation memory.
 Expect:    not run at this size by us. 29,000 steps of 0.5M tokens, 15B in all.
-Parameters: 0
+Parameters: 733,608,192
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ processes.initialize(flags.coordinator, flags.num_processes, flags.process_id)
 grid = mesh.make_mesh(MeshConfig(fsdp=2))
 rows = mesh.process_rows(grid, 8)
 batch = mesh.to_global(rows[:, None], grid, 8)
-total = int(jax.jit(lambda x: x.sum())(batch))
+add = jax.jit(lambda x: x.sum())
+# Many at once: with few cores their collectives would use up all threads and never end.
+totals = jax.block_until_ready([add(batch) for _ in range(200)])
+(total,) = {int(total) for total in totals}
 print(f"rows {rows.tolist()} total {total} of {jax.device_count()}", flush=True)
 """
 
@@ -46,11 +50,15 @@ def launch(
     )
 
 
-def wait_for(path: Path) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def test_syntax():
@@ -127,13 +135,40 @@ def test_signals_reach_the_processes_once(
         if "--local_processes=2" in args:
             names = ["--process_id=0", "--process_id=1"]
         for each in names:
-            wait_for(tmp_path / f"ready{each}")
+            wait_for((tmp_path / f"ready{each}").exists)
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as the terminal does
         else:
             process.send_signal(number)
         assert process.wait(30) == 42
         assert [(tmp_path / f"seen{each}").read_text() for each in names] == ["x\n"] * len(names)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_third_interrupt_kills(tmp_path: Path):
+    script = (
+        "import pathlib, signal\n"
+        "seen = pathlib.Path('seen')\n"
+        "signal.signal(signal.SIGINT, lambda *_: seen.open('a').write('x'))\n"
+        "pathlib.Path('ready').touch()\n"
+        "while True: signal.pause()\n"
+    )
+    process = subprocess.Popen(
+        [str(ROOT / "launch.sh"), "--restart", "--", sys.executable, "-c", script],
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for((tmp_path / "ready").exists)
+        for count in (1, 2):
+            os.killpg(process.pid, signal.SIGINT)
+            seen = "x" * count
+            wait_for(lambda seen=seen: _read(tmp_path / "seen") == seen)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 128 + signal.SIGKILL
     finally:
         process.kill()
         process.wait()

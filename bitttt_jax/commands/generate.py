@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import tyro
 
-from bitttt_jax.errors import ConfigError, run_main
+from bitttt_jax.errors import ConfigError, ExitCode, run_main
+from bitttt_jax.runs.console_text import safe_text
+
+if TYPE_CHECKING:
+    from bitttt_jax.data.tokenizers import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Flags:
     seed: int = 0
     """Seed of the draws: the same seed gives the same text."""
     stream: bool = True
-    """Print the text while it is generated; --no-stream prints it at the end."""
+    """Print the text while it is generated; --no_stream prints it at the end."""
     step: int | None = None
     """Training step of the checkpoint; the newest one by default."""
 
@@ -46,13 +52,16 @@ def main(argv: Sequence[str]) -> int:
     return run_main(_main, argv)
 
 
-def _main(argv: Sequence[str]) -> None:
+def _main(argv: Sequence[str]) -> ExitCode:
     flags = tyro.cli(Flags, args=list(argv), prog="bitttt generate", use_underscores=True)
     if flags.max_tokens < 1:
         raise ConfigError(f"--max_tokens must be at least 1, got {flags.max_tokens}")
-    prompt = sys.stdin.read() if flags.prompt == "-" else flags.prompt
+    if not 0 <= flags.seed < 2**32:
+        raise ConfigError(f"--seed must be in [0, 2**32), got {flags.seed}")
+    prompt = _read_stdin() if flags.prompt == "-" else flags.prompt
     from bitttt_jax.data.tokenizers import Decoder
     from bitttt_jax.distributed.processes import use_compile_cache
+    from bitttt_jax.inference.failures import out_of_memory
     from bitttt_jax.inference.generate import generate
     from bitttt_jax.inference.load import load_run
     from bitttt_jax.inference.prompt import encode_prompt
@@ -61,42 +70,65 @@ def _main(argv: Sequence[str]) -> None:
     sampling = SamplingConfig(flags.temperature, flags.top_k, flags.top_p)
     use_compile_cache()
     started = time.perf_counter()
-    model = load_run(flags.model, flags.step)
-    loaded = time.perf_counter()
-    decoder = Decoder(model.tokenizer)
-    prompt_T = encode_prompt(model.tokenizer, prompt)
-    times, text = [], prompt
-    if flags.stream:
-        print(prompt, end="", flush=True)
-    for token in generate(
-        model.config.model,
-        model.params,
-        prompt_T,
-        flags.max_tokens,
-        sampling=sampling,
-        seed=flags.seed,
-        stop_ids=(model.tokenizer.eos_id,),
-        num_tokens=model.tokenizer.vocab_size,
-    ):
-        times.append(time.perf_counter())
-        piece = decoder.push(token)
-        text += piece
-        if flags.stream:
-            print(piece, end="", flush=True)
-    rest = decoder.flush()
-    print(rest if flags.stream else text + rest)
-    print(_statistics(model.step, len(prompt_T), started, loaded, times), file=sys.stderr)
+    with out_of_memory("a smaller --max_tokens, or a shorter prompt"):
+        model = load_run(flags.model, flags.step)
+        prompt_T = encode_prompt(model.tokenizer, prompt)
+        loaded = time.perf_counter()
+        tokens = generate(
+            model.config.model,
+            model.params,
+            prompt_T,
+            flags.max_tokens,
+            sampling=sampling,
+            seed=flags.seed,
+            stop_ids=(model.tokenizer.eos_id,),
+            num_tokens=model.tokenizer.vocab_size,
+        )
+        pieces: list[str] = []
+        write = _show if flags.stream else pieces.append
+        write(prompt)
+        times, interrupted = _write_tokens(tokens, Decoder(model.tokenizer), write)
+    write("\n")
+    _show("".join(pieces))
+    line = _statistics(len(prompt_T), loaded, times)
+    print(f"step {model.step} loaded in {loaded - started:.1f} s, {line}", file=sys.stderr)
+    return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
 
 
-def _statistics(
-    step: int, prompt_tokens: int, started: float, loaded: float, times: list[float]
-) -> str:
-    line = f"step {step}, loaded in {loaded - started:.1f} s, {prompt_tokens} prompt tokens"
-    if not times:
-        return f"{line}, the document ends here"
-    line += f", first token after {times[0] - loaded:.2f} s (compilation included)"
+def _read_stdin() -> str:
+    # What isn't UTF-8 is refused where prompts are encoded.
+    return sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape")
+
+
+def _show(text: str) -> None:
+    """Prints a piece of text; on a terminal, without what could move the cursor or hide text."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    print(safe_text(text, multiline=True) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def _write_tokens(
+    tokens: Iterator[int], decoder: Decoder, write: Callable[[str], None]
+) -> tuple[list[float], bool]:
+    """Writes tokens as text; returns when each of them came, and whether Ctrl-C was pressed."""
+    times: list[float] = []
+    interrupted = False
+    try:
+        for token in tokens:
+            times.append(time.perf_counter())
+            write(decoder.push(token))
+    except KeyboardInterrupt:
+        interrupted = True
+    write(decoder.flush())
+    return times, interrupted
+
+
+def _statistics(prompt_tokens: int, loaded: float, times: list[float]) -> str:
+    line = f"{prompt_tokens} prompt tokens"
+    if times:
+        line += f", first token after {times[0] - loaded:.2f} s with compilation"
     if len(times) > 2:
         # The second token still waits for the compilation of the step.
         rate = (len(times) - 2) / (times[-1] - times[1])
-        line += f", {len(times)} tokens at {rate:.0f} tok/s"
-    return line
+        return f"{line}, {len(times)} tokens, the later ones at {rate:.0f} tok/s"
+    return f"{line}, {len(times)} tokens"

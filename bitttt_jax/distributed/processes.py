@@ -25,6 +25,8 @@ import jax
 from bitttt_jax.errors import ConfigError
 
 _TIMEOUT_S = 300
+# Measured with jax 0.10.2: 4 a device still deadlock, 16 don't.
+_CPU_THREADS_PER_DEVICE = 16
 _SLURM_STEP = (
     "SLURM_JOB_ID",
     "SLURM_STEP_NODELIST",
@@ -97,6 +99,7 @@ def initialize(
         return
     if coordinator:
         check_coordinator(coordinator, process_id)
+    _enlarge_cpu_thread_pool()
     where = f" at {coordinator}" if coordinator else ""
     with _deadline(timeout_s, f"the other processes{where}"):
         # The margin lets our message come before JAX's abort.
@@ -169,6 +172,17 @@ def check_coordinator(coordinator: str, process_id: int) -> None:
             f"{host} has the loopback address {found[0][4][0]}, probably from /etc/hosts",
             "the address of process 0 that the other machines see",
         )
+
+
+def _enlarge_cpu_thread_pool() -> None:
+    """Keeps CPU devices of several processes from waiting for each other for ever.
+
+    A collective holds a thread until the other processes arrive. XLA has a thread per core, which
+    queued steps use up; it reads NPROC in place of the number of cores.
+    """
+    num_devices = max(1, jax.config.jax_num_cpu_devices)  # type: ignore[attr-defined]
+    num_threads = max(os.cpu_count() or 1, _CPU_THREADS_PER_DEVICE * num_devices)
+    os.environ.setdefault("NPROC", str(num_threads))
 
 
 def _is_loopback_name(host: str) -> bool:

@@ -20,6 +20,8 @@ from bitttt_jax.models.transformer import ModelState
 # that few shapes are compiled.
 PREFILL_TOKENS = 512
 _CACHE_STEP = 256
+_SAMPLING = SamplingConfig()
+_MAX_TOKENS = 2**31 - _CACHE_STEP  # positions and cache slots are 32-bit
 
 
 def cache_slots(config: ModelConfig, length: int) -> int:
@@ -35,7 +37,7 @@ def generate(
     prompt_T: np.ndarray,
     max_tokens: int,
     *,
-    sampling: SamplingConfig = SamplingConfig(),
+    sampling: SamplingConfig = _SAMPLING,
     seed: int = 0,
     stop_ids: tuple[int, ...] = (),
     num_tokens: int | None = None,
@@ -43,7 +45,7 @@ def generate(
     """Continues a prompt, one token at a time.
 
     The draws depend on `seed` and the token's position only: a longer continuation begins with the
-    shorter one.
+    shorter one (where rounding decides between two tokens, if both fit the same cache size).
 
     Args:
       config: the model's.
@@ -59,21 +61,15 @@ def generate(
       Token ids.
 
     Raises:
-      ConfigError: an empty prompt, or a token that the model doesn't know.
+      ConfigError: an empty prompt, one with a token that the model doesn't know, or more tokens
+        than positions can count.
     """
-    if len(prompt_T) == 0:
-        raise ConfigError("the prompt has no tokens", fix="start it with the tokenizer's bos token")
-    if max(prompt_T) >= config.vocab_size or min(prompt_T) < 0:
-        raise ConfigError(
-            f"the prompt has token {max(prompt_T)}, but the model knows {config.vocab_size}",
-            "the prompt was encoded with another tokenizer",
-        )
+    num_tokens = num_tokens or config.vocab_size
+    _check_prompt(prompt_T, max_tokens, num_tokens)
     slots = cache_slots(config, len(prompt_T) + max_tokens)
     state = _start(config, params, slots)
     hidden, state = _read_prompt(config, params, state, np.asarray(prompt_T, np.int32))
-    choose = functools.partial(
-        _choose, config, sampling, params, jax.random.key(seed), num_tokens or config.vocab_size
-    )
+    choose = functools.partial(_choose, config, sampling, params, jax.random.key(seed), num_tokens)
     token = choose(hidden, state.position_B)
     for produced in range(max_tokens):
         value = int(token[0])
@@ -83,6 +79,19 @@ def generate(
         if produced + 1 < max_tokens:
             hidden, state = _step(config, params, state, token)
             token = choose(hidden, state.position_B)
+
+
+def _check_prompt(prompt_T: np.ndarray, max_tokens: int, num_tokens: int) -> None:
+    if len(prompt_T) == 0:
+        raise ConfigError("the prompt has no tokens", fix="start it with the tokenizer's bos token")
+    unknown = [token for token in prompt_T if not 0 <= token < num_tokens]
+    if unknown:
+        raise ConfigError(
+            f"the prompt has token {unknown[0]}, and the tokenizer has {num_tokens} tokens",
+            "the prompt was encoded with another tokenizer",
+        )
+    if len(prompt_T) + max_tokens > _MAX_TOKENS:
+        raise ConfigError(f"a prompt and its continuation have at most {_MAX_TOKENS} tokens")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -10,13 +10,12 @@ import jax
 
 from bitttt_jax.config import ModelConfig, TrainConfig
 from bitttt_jax.config_loading import load_config, with_vocabulary
+from bitttt_jax.data.manifest import TOKENIZER_FILE
 from bitttt_jax.data.tokenizers import Tokenizer
-from bitttt_jax.errors import DataError
+from bitttt_jax.errors import CheckpointError, DataError
 from bitttt_jax.models import transformer
 from bitttt_jax.runs.checkpoints import Checkpoints
 from bitttt_jax.runs.directory import RunDirectory
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +48,28 @@ def load_run(path: str | Path, step: int | None = None) -> LoadedModel:
       DataError: no such folder, or it holds no run.
       CheckpointError: no complete checkpoint, or not that one.
     """
-    run = RunDirectory(path)
-    if not run.config_path.is_file():
-        what = (
-            "isn't a run directory: it has no config.json" if run.path.is_dir() else "isn't there"
-        )
-        raise DataError(f"{path} {what}", fix="--model=DIR with the --workdir of a training run")
+    run = _open_run(Path(path))
+    step = max(run.checkpoint_steps()) if step is None else step
     tokenizer = Tokenizer.load(run.path / TOKENIZER_FILE)
     config = with_vocabulary(load_config(str(run.config_path)), tokenizer.vocab_size)
     with Checkpoints(run.checkpoints_path) as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
         target = {"params": abstract_params(config.model)}
         params = checkpoints.restore(target, step, partial=True)["params"]
-    assert step is not None
     return LoadedModel(config, params, tokenizer, step)
+
+
+def _open_run(path: Path) -> RunDirectory:
+    run = RunDirectory(path)
+    if not run.config_path.is_file():
+        what = "isn't a run directory: it has no config.json" if path.exists() else "isn't there"
+        near = [*path.absolute().parents[:2], *(sorted(path.iterdir()) if path.is_dir() else [])]
+        runs = [f"--model={p}" for p in near if RunDirectory(p).config_path.is_file()]
+        fix = " or ".join(runs[:3]) or "--model=DIR with the --workdir of a training run"
+        raise DataError(f"{path} {what}", fix=fix)
+    if not run.checkpoint_steps():
+        raise CheckpointError(
+            f"{path} has no complete checkpoint",
+            "a run saves at checkpoint.every_steps or every_minutes, and at its end",
+            "waiting for it, or Ctrl-C in the training, which saves and stops",
+        )
+    return run

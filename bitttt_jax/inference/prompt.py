@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from bitttt_jax.data.tokenizers import Tokenizer
+from bitttt_jax.errors import DataError
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Tokens `[T]` of a document that begins with `text`: the beginning-of-document token first."""
+    """Tokens `[T]` of a document that begins with `text`: the beginning-of-document token first.
+
+    Raises:
+      DataError: the text has half a surrogate pair, as Python reads bytes that aren't UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the prompt isn't valid UTF-8 at character {error.start}") from None
     return np.concatenate([np.array([tokenizer.bos_id], np.int32), tokenizer.encode(text)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,10 @@ class SamplingConfig:
     """Only the fewest likeliest tokens that together reach this probability are possible."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"temperature must not be negative, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature must be finite and not negative, got {self.temperature}"
+            )
         if self.top_k < 0:
             raise ConfigError(f"top_k must not be negative, got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -33,9 +36,16 @@ class SamplingConfig:
 def filtered_logits(config: SamplingConfig, logits_BV: jax.Array) -> jax.Array:
     """Logits of the distribution that is sampled from; impossible tokens have -inf.
 
-    Ties at the top-k border are all kept, so that the result doesn't depend on token order.
+    Tokens as likely as the last one that a filter keeps are kept too, so that the result doesn't
+    depend on token order.
+
+    Args:
+      config: a temperature above 0, and filters.
+      logits_BV: the model's logits; -inf for tokens that are impossible already.
     """
-    logits = logits_BV.astype(jnp.float32) / config.temperature
+    logits = logits_BV.astype(jnp.float32)
+    # The largest becomes 0, so that a small temperature doesn't make it infinite.
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / config.temperature
     vocab = logits.shape[-1]
     if 0 < config.top_k < vocab:
         border = jax.lax.top_k(logits, config.top_k)[0][:, -1:]

@@ -95,9 +95,7 @@ def _shared_matmul_bwd(residuals, grads):
     a, bs = residuals
     grads = tuple(g.astype(a.dtype) for g in grads)
     grad_a = functools.reduce(jnp.add, map(matmul_transposed, grads, bs))
-    grad_bs = tuple(
-        transposed_matmul(a, g).astype(b.dtype) for g, b in zip(grads, bs, strict=True)
-    )
+    grad_bs = tuple(transposed_matmul(a, g).astype(b.dtype) for g, b in zip(grads, bs, strict=True))
     return grad_a.astype(a.dtype), grad_bs
 
 

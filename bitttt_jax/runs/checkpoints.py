@@ -41,6 +41,8 @@ BEST_METRIC = "eval/loss"
 """The metric whose lowest values make a checkpoint one of the best."""
 
 _STATE = "state"
+# In several processes a look at the clock waits for the devices, so it is taken now and then.
+_STEPS_BETWEEN_LOOKS = 10
 _SHOWN_DIFFERENCES = 6
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 
@@ -64,7 +66,8 @@ class Checkpoints:
       config: when to save and what to keep; None only reads, and leaves the folder as it is.
       metadata: JSON values stored beside every state, such as a hash of the configuration.
       agree: given this process's opinion on whether it is time to save, returns the opinion of
-        process 0 on all processes; needed where several processes save by the clock.
+        process 0 on all processes; needed where several processes save by the clock, and then
+        called at every tenth step.
 
     Raises:
       CheckpointError: nothing is to be read in `folder`.
@@ -95,6 +98,8 @@ class Checkpoints:
             _set_aside_incomplete(self.folder)
         self._manager = _manager(self.folder, config)
         self._clock = time.monotonic()
+        self._steps_between_looks = _STEPS_BETWEEN_LOOKS if jax.process_count() > 1 else 1
+        self._answer = (-1, False)
         self._pending: int | None = None
         self._completed: list[Saved] = []
 
@@ -157,15 +162,19 @@ class Checkpoints:
     # --- saving ----------------------------------------------------------------------------
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save; the same on all processes.
+        """Whether it is time to save; the same on all processes, and whenever asked for a step.
 
         Args:
           step: optimizer steps done.
         """
-        config = self._writing()
+        if step != self._answer[0]:
+            self._answer = step, self._is_time(step, self._writing())
+        return self._answer[1]
+
+    def _is_time(self, step: int, config: CheckpointConfig) -> bool:
         if config.every_steps and step % config.every_steps == 0:
             return True
-        if not config.every_minutes:
+        if not config.every_minutes or step % self._steps_between_looks:
             return False
         return self._agree(time.monotonic() - self._clock >= 60 * config.every_minutes)
 
@@ -194,7 +203,7 @@ class Checkpoints:
         if not (force or self.due(step)):
             return False
         self.wait()
-        if step in self.steps():
+        if step in self._manager.all_steps():
             return False
         self._clock = time.monotonic()
         self._pending = step

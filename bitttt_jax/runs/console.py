@@ -248,7 +248,7 @@ class Console:
         self.line("warning", text)
 
     def failure(self, failure: Failure, error_file: Path | None = None) -> None:
-        """Prints why a run ends, without a traceback.
+        """Prints why a run ends, without a traceback; on stderr unless a terminal is drawn on.
 
         Args:
           failure: what went wrong.
@@ -259,7 +259,15 @@ class Console:
             lines.append(f"Details: {error_file}")
         data = {"error_kind": failure.kind, "exit_code": failure.exit_code}
         text = safe_text("\n".join(line for line in lines if line), multiline=True)
-        self._say("error", Text(text), data)
+        if self._rich is None:
+            # Seen even where output goes to a file, and from the processes that are silent.
+            plain = _hang(f"{'error':<{_LABEL_WIDTH}} ", text)
+            print(encodable(plain, sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
+            self._write_log(plain)
+            if self._mode == "json":
+                self._print_out(plain, "error", {"text": text, **data})
+        else:
+            self._say("error", Text(text), data)
 
     def summary(self, summary: RunSummary) -> None:
         """Prints the box that ends a run."""

@@ -54,15 +54,17 @@ class LiveView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Called by rich for every frame."""
         width = options.max_width
-        if self.phase is not None:
-            label, text, start = self.phase
+        # Frames are drawn by another thread than the one that changes the fields.
+        phase, evaluation, training = self.phase, self.evaluation, self.training
+        if phase is not None:
+            label, text, start = phase
             elapsed = format_duration(time.monotonic() - start)
             yield _one_line(f"{label:<8} {text} {elapsed}", width)
-        if self.evaluation is not None:
-            done, total = self.evaluation
+        if evaluation is not None:
+            done, total = evaluation
             yield _bar(done, total, f"eval {done}/{total}", width)
-        if self.training is not None:
-            step, steps, metrics, eta_s = self.training
+        if training is not None:
+            step, steps, metrics, eta_s = training
             room = width - _bar_width(width) - 1
             yield _bar(step, steps, progress_text(step, steps, metrics, eta_s, width=room), width)
         yield Segment("")

@@ -67,7 +67,7 @@ def format_losses(loss: float, bpb: float | None = None) -> str:
 
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where a float can't hold it."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def safe_text(text: str, *, multiline: bool = False) -> str:
@@ -158,7 +158,11 @@ def _scale(number: float, base: int, units: Sequence[str]) -> tuple[str, str]:
     if not math.isfinite(number):
         return str(number), units[0]
     index = 0
-    # Rounded before the comparison: 999.6 is `1 k`, not `1000`.
-    while float(f"{number:.3g}") >= base and index < len(units) - 1:
+    # Compared as written: 999.6 is `1 k`, not `1000`.
+    while abs(float(_three_digits(number))) >= base and index < len(units) - 1:
         number, index = number / base, index + 1
-    return (f"{number:.0f}" if number >= 100 else f"{number:.3g}"), units[index]
+    return _three_digits(number), units[index]
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"

@@ -9,21 +9,18 @@ fails may say so.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import platform
-import shlex
 import socket
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import bitttt_jax
 from bitttt_jax.errors import ConfigError
-from bitttt_jax.runs.failures import Failure, describe_failure
+from bitttt_jax.runs.command import command_text
+from bitttt_jax.runs.failures import INTERRUPTED, Failure, describe_failure
 from bitttt_jax.runs.files import JsonLines, keep_rows, read_rows, write_atomically
 from bitttt_jax.runs.status import Heartbeat, RunStatus, State, read_status
 
@@ -31,12 +28,6 @@ RUN_ENTRIES = (
     "config.json", "command.txt", "status.json", "metrics.jsonl", "events.jsonl", "train.log",
     "error.json", "tb", "ckpt", "export",
 )  # fmt: skip
-_ENVIRONMENT = (
-    "JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "XLA_PYTHON_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_PREALLOCATE", "JAX_COMPILATION_CACHE_DIR", "JAX_COORDINATOR_ADDRESS",
-    "CUDA_VISIBLE_DEVICES",
-)  # fmt: skip
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _TAIL_LINES = 50
 
 
@@ -139,7 +130,7 @@ class RunDirectory:
         if self.writer:
             path = self.path / "command.txt"
             earlier = path.read_text(encoding="utf-8") + "\n" if path.exists() else ""
-            write_atomically(path, earlier + _command_text(argv))
+            write_atomically(path, earlier + command_text(argv))
 
     def update(self, **changes: Any) -> None:
         """Changes fields of status.json: see `RunStatus`; cheap enough for every step."""
@@ -179,8 +170,8 @@ class RunDirectory:
         """Records why the run ends: error.json, status.json and the exit code.
 
         In several processes the first to fail owns error.json, for the others fail because of it;
-        they write error.HOST-PID.json. Before `start` nothing is written: the folder may hold
-        another run, which hasn't failed.
+        they write error.HOST-PID.json. An interrupt is no error. Before `start` nothing is
+        written: the folder may hold another run, which hasn't failed.
 
         Args:
           error: the exception.
@@ -191,13 +182,17 @@ class RunDirectory:
         failure = describe_failure(error)
         if not self._started:
             return failure
+        if failure.kind == INTERRUPTED:
+            self.finish("stopped", failure.exit_code)
+            return failure
         path = self.error_path
         if not self.writer and path.exists():
             path = self.path / f"error.{socket.gethostname()}-{os.getpid()}.json"
         content = dataclasses.asdict(failure) | {"tail": tail(self.log_path)}
-        write_atomically(path, json.dumps(content, indent=2) + "\n")
         self.update(state="failed", exit_code=failure.exit_code, error_kind=failure.kind)
-        self.event("fail", error_kind=failure.kind, title=failure.title)
+        with contextlib.suppress(OSError):  # a full disk may be what ends the run
+            write_atomically(path, json.dumps(content, indent=2) + "\n")
+            self.event("fail", error_kind=failure.kind, title=failure.title)
         return failure
 
     def truncate_metrics(self, step: int) -> int:
@@ -265,24 +260,3 @@ def tail(path: Path, lines: int = _TAIL_LINES) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 200 * lines))
         return file.read().decode(errors="replace").splitlines()[-lines:]
-
-
-def _command_text(argv: Sequence[str]) -> str:
-    versions = {name: _version(name) for name in _PACKAGES}
-    lines = [
-        f"$ {shlex.join(argv)}",
-        f"cwd     {Path.cwd()}",
-        f"host    {socket.gethostname()} ({platform.platform()})",
-        f"python  {sys.version.split()[0]}",
-        f"bitttt  {bitttt_jax.__version__}",
-        *(f"{name:<7} {version}" for name, version in versions.items()),
-        *(f"{name}={os.environ[name]}" for name in _ENVIRONMENT if name in os.environ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

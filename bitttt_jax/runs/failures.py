@@ -10,10 +10,13 @@ import errno
 import re
 import traceback
 
-from bitttt_jax.errors import BittttError, DataError, OutOfMemoryError
+from bitttt_jax.errors import BittttError, DataError, ExitCode, OutOfMemoryError
 from bitttt_jax.runs.console_text import format_memory
 
-UNEXPECTED_EXIT_CODE = 1
+INTERRUPTED = "interrupted"
+"""The kind of a run that was told twice to stop, and so ended without saving."""
+
+_UNEXPECTED_EXIT_CODE = 1
 _MAX_TRACEBACK = 20_000  # characters; XLA appends its whole buffer assignment to some errors
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -83,13 +86,17 @@ def describe_failure(error: BaseException) -> Failure:
       error: what ended the run.
 
     Returns:
-      The failure; exceptions that `classify` doesn't know have kind `unexpected`, exit code 1.
+      The failure; a KeyboardInterrupt has kind `interrupted` and exit code 130, an exception that
+        `classify` doesn't know has kind `unexpected` and exit code 1.
     """
+    if isinstance(error, KeyboardInterrupt):
+        hint = "the same command goes on from the newest checkpoint"
+        return Failure(INTERRUPTED, int(ExitCode.INTERRUPTED), "interrupted", hints=(hint,))
     trace = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
     known = classify(error)
     if known is None:
         title = f"unexpected {type(error).__name__}: {error}".strip(": ").splitlines()[0]
-        return Failure("unexpected", UNEXPECTED_EXIT_CODE, title, traceback=trace)
+        return Failure("unexpected", _UNEXPECTED_EXIT_CODE, title, traceback=trace)
     return Failure(
         kind=known.kind,
         exit_code=int(known.exit_code),

@@ -82,8 +82,8 @@ def read_status(path: Path) -> RunStatus | None:
 class Heartbeat:
     """Keeps status.json up to date from a thread of its own.
 
-    Changes of state, phase or exit code are written at once, the rest with the next heartbeat,
-    so that `update` is cheap enough for every step.
+    `update` is cheap enough for every step and never waits for the disk. Changes of state, phase
+    or exit code are written as soon as possible, the rest with the next heartbeat.
 
     Args:
       path: the status.json.
@@ -95,32 +95,31 @@ class Heartbeat:
         self._status = RunStatus(
             pid=process.pid, create_time=process.create_time(), host=socket.gethostname()
         )
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
         self._write()
+        self._wake = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def update(self, **changes: Any) -> None:
         """Changes fields of `RunStatus` by name."""
-        with self._lock:
-            old, self._status = self._status, dataclasses.replace(self._status, **changes)
-            urgent = ("state", "phase", "exit_code", "error_kind")
-            if any(getattr(old, name) != getattr(self._status, name) for name in urgent):
-                self._write()
+        old, self._status = self._status, dataclasses.replace(self._status, **changes)
+        urgent = ("state", "phase", "exit_code", "error_kind")
+        if any(getattr(old, name) != getattr(self._status, name) for name in urgent):
+            self._wake.set()
 
     def close(self) -> None:
         """Writes the last status and ends the thread."""
-        if not self._closed.is_set():
-            self._closed.set()
-            self._thread.join()
-            with self._lock:
-                self._write()
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
 
     def _beat(self) -> None:
-        while not self._closed.wait(HEARTBEAT_SECONDS):
-            with self._lock:
-                self._write()
+        while not self._closed:
+            self._wake.wait(HEARTBEAT_SECONDS)
+            self._wake.clear()
+            self._write()
+        self._write()
 
     def _write(self) -> None:
         status = dataclasses.replace(self._status, heartbeat=round(time.time(), 3))

@@ -59,26 +59,29 @@ def int8_matmul(x: jax.Array, weights: tuple[jax.Array, ...]) -> tuple[jax.Array
     Returns:
       A float32 `[M, N]` for each of the weights.
     """
-    return _int8_matmul_fwd(x, weights)[0]
-
-
-def _int8_matmul_fwd(x, weights):
     x_codes, x_scale = quantize.int8_codes(x)
-    # The backward products take the codes as floats (exact in bfloat16) and the scales outside.
-    # Straight-through on them is what makes the backward pass differentiable in turn.
-    x_scale = lax.stop_gradient(x_scale)
-    x_floats = quantize.straight_through((x / x_scale).astype(x.dtype), x_codes.astype(x.dtype))
-    outputs, quantized = [], []
+    outputs = []
     for w in weights:
         w_codes, w_scale = quantize.ternary_codes(w)
-        w_scale = lax.stop_gradient(w_scale)
         y = lax.dot_general(
             x_codes, w_codes, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32
         )
         outputs.append(y.astype(x_scale.dtype) * (x_scale * w_scale))
-        w_floats = quantize.straight_through((w / w_scale).astype(x.dtype), w_codes.astype(x.dtype))
-        quantized.append((w_floats, w_scale))
-    return tuple(outputs), (x_floats, x_scale, quantized)
+    return tuple(outputs)
+
+
+def _int8_matmul_fwd(x, weights):
+    # The backward products take the codes as floats (exact in bfloat16) and the scales outside.
+    # It is straight-through on them, and the call of `int8_matmul` itself (XLA computes the codes
+    # once), that make the backward pass differentiable in turn.
+    def floats(value, codes, scale):
+        scale = lax.stop_gradient(scale)
+        scaled = (value / scale).astype(x.dtype)
+        return quantize.straight_through(scaled, codes.astype(x.dtype)), scale
+
+    x_floats, x_scale = floats(x, *quantize.int8_codes(x))
+    quantized = [floats(w, *quantize.ternary_codes(w)) for w in weights]
+    return int8_matmul(x, weights), (x_floats, x_scale, quantized)
 
 
 def _int8_matmul_bwd(residuals, grads):

@@ -1,30 +1,46 @@
-"""Loss on held-out text: perplexity, bits per byte with its standard error, loss by position."""
+"""Loss on held-out text: perplexity, bits per byte and loss by position, with their errors."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from bitttt_jax.config import TrainConfig
+from bitttt_jax.config import MeshConfig, TrainConfig
+from bitttt_jax.data.batches import Batches
+from bitttt_jax.distributed import mesh as meshes
 from bitttt_jax.training.step import Batch, loss_sums
+
+# Positions are told apart in buckets: the first 16, and then each twice as far as the one before.
+_BUCKET_STARTS = (0, *(2**i for i in range(4, 31)))
 
 
 class EvalSums(NamedTuple):
-    """Sums over the tokens of a batch."""
+    """Sums over a batch's tokens by row and by bucket of positions (P of them)."""
 
-    loss_B: jax.Array
-    """Cross-entropy of each row, nats."""
-    tokens_B: jax.Array
-    """Counted tokens of each row."""
-    loss_T: jax.Array
-    """Cross-entropy at each position of the documents."""
-    tokens_T: jax.Array
-    """Counted tokens at each position."""
+    loss_BP: jax.Array
+    """Cross-entropy, nats."""
+    tokens_BP: jax.Array
+    """Counted tokens."""
+
+
+class Mean(NamedTuple):
+    """A mean loss."""
+
+    loss: float
+    """Mean cross-entropy per token, nats."""
+    standard_error: float
+    """Standard error of `loss`, from the spread between rows; NaN with a single row."""
+    tokens: int
+    """Tokens that it is the mean of."""
 
 
 class Evaluation(NamedTuple):
@@ -33,35 +49,105 @@ class Evaluation(NamedTuple):
     loss: float
     """Mean cross-entropy per token, nats."""
     standard_error: float
-    """Standard error of `loss`, from the spread between rows."""
+    """Standard error of `loss`, from the spread between rows; NaN with a single row."""
     tokens: int
+    """Counted tokens."""
     text_bytes: float
     """Bytes of text that the tokens stand for."""
-    loss_by_position: list[tuple[int, float]]
-    """(first position, mean loss) for positions in documents, in buckets that double."""
+    by_position: dict[int, Mean]
+    """Means over the tokens that have at least so many tokens of their document before them in
+    the row, but fewer than the next key."""
 
     @property
     def perplexity(self) -> float:
-        """`exp(loss)`."""
-        return math.exp(min(self.loss, 700.0))
+        """`exp(loss)`, infinite where a float can't hold it."""
+        return math.inf if self.loss > 700 else math.exp(self.loss)
+
+    @property
+    def perplexity_error(self) -> float:
+        """Standard error of `perplexity`, to first order."""
+        return self.perplexity * self.standard_error
 
     @property
     def bits_per_byte(self) -> float:
         """Bits that the model needs for a byte of text; comparable across tokenizers."""
-        return self.loss / math.log(2) * self.tokens / self.text_bytes
+        return self.loss * self.tokens / math.log(2) / self.text_bytes
 
     @property
     def bits_per_byte_error(self) -> float:
         """Standard error of `bits_per_byte`."""
-        return self.standard_error / math.log(2) * self.tokens / self.text_bytes
+        return self.standard_error * self.tokens / math.log(2) / self.text_bytes
 
 
 def eval_step(config: TrainConfig, params: Any, batch: Batch) -> EvalSums:
-    """Sums of one batch, by row and by position in the document (rows of a batch: B, T)."""
+    """Sums of one batch, each row and bucket of positions by itself."""
     cross_entropy_BT, _, mask_BT = loss_sums(config, params, batch)
-    by_position = lambda values: jnp.zeros(values.shape[1]).at[batch["positions_BT"]].add(values)
-    return EvalSums(
-        cross_entropy_BT.sum(1), mask_BT.sum(1), by_position(cross_entropy_BT), by_position(mask_BT)
+    starts = np.array([start for start in _BUCKET_STARTS if start < mask_BT.shape[1]])
+    bucket_BT = jnp.searchsorted(starts, batch["positions_BT"], side="right") - 1
+    inside_BTP = bucket_BT[:, :, None] == jnp.arange(len(starts))
+    add_up = lambda values_BT: jnp.sum(inside_BTP * values_BT[:, :, None], axis=1)
+    return EvalSums(add_up(cross_entropy_BT), add_up(mask_BT))
+
+
+def evaluate(
+    step: Callable[[Any], EvalSums],
+    batches: Iterable[Any],
+    bytes_per_token: float,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Measures the loss on batches.
+
+    Args:
+      step: returns `eval_step` of the model for one of the batches.
+      batches: rows of text.
+      bytes_per_token: bytes of text that a token stands for, on average over the split.
+      progress: told the number of batches done.
+    """
+    sums: list[EvalSums] = []
+    waiting: EvalSums | None = None
+    # One batch is always under way, so that the devices don't wait for its results to be fetched.
+    for batch in batches:
+        running = step(batch)
+        if waiting is not None:
+            sums.append(jax.tree.map(np.asarray, waiting))
+            progress(len(sums))
+        waiting = running
+    if waiting is not None:
+        sums.append(jax.tree.map(np.asarray, waiting))
+        progress(len(sums))
+    return summarize(sums, bytes_per_token)
+
+
+def measure(
+    config: TrainConfig,
+    params: Any,
+    splits: Sequence[Batches],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Measures the loss on every token of some splits, on the devices of this process.
+
+    Args:
+      config: of the model and of the rows that the splits were opened with.
+      params: the model's parameters.
+      splits: text, as rows.
+      progress: told the number of batches done, and how many there are.
+    """
+    batch_size, devices = config.data.batch_size, jax.local_devices()
+    devices = devices[: math.gcd(batch_size, len(devices))]  # as many as can share the rows
+    mesh = meshes.make_mesh(MeshConfig(), devices)
+    everywhere = NamedSharding(mesh, P())
+    step = jax.jit(
+        functools.partial(eval_step, config),
+        in_shardings=(everywhere, meshes.batch_sharding(mesh)),
+        out_shardings=everywhere,
+    )
+    params = jax.device_put(params, everywhere)
+    total = sum(split.num_validation_batches for split in splits)
+    return evaluate(
+        lambda rows: step(params, meshes.to_global(rows, mesh, batch_size)),
+        itertools.chain.from_iterable(split.validation_windows() for split in splits),
+        sum(split.text_bytes for split in splits) / sum(split.num_tokens for split in splits),
+        lambda done: progress(done, total),
     )
 
 
@@ -69,29 +155,27 @@ def summarize(sums: Iterable[EvalSums], bytes_per_token: float) -> Evaluation:
     """Adds up the batches of an evaluation.
 
     Args:
-      sums: what `eval_step` returned for each batch.
+      sums: what `eval_step` returned for each batch; at least one token in all.
       bytes_per_token: bytes of text that a token stands for, on average over the split.
     """
-    batches = [jax.tree.map(np.asarray, s) for s in sums]
-    loss_B = np.concatenate([s.loss_B for s in batches]).astype(np.float64)
-    tokens_B = np.concatenate([s.tokens_B for s in batches]).astype(np.float64)
-    tokens = tokens_B.sum()
-    loss = loss_B.sum() / tokens
-    # The mean is a ratio of sums over rows: its spread is that of the rows' residuals.
-    rows = int((tokens_B > 0).sum())
-    residual = (loss_B - loss * tokens_B) ** 2
-    error = math.sqrt(residual.sum() * rows / max(rows - 1, 1)) / tokens
-    loss_T = sum(s.loss_T.astype(np.float64) for s in batches)
-    tokens_T = sum(s.tokens_T.astype(np.float64) for s in batches)
-    return Evaluation(
-        loss, error, int(tokens), tokens * bytes_per_token, _buckets(loss_T, tokens_T)
-    )
+    parts = list(sums)
+    loss_RP = np.concatenate([part.loss_BP for part in parts]).astype(np.float64)
+    tokens_RP = np.concatenate([part.tokens_BP for part in parts]).astype(np.float64)
+    total = _mean(loss_RP.sum(1), tokens_RP.sum(1))
+    by_position = {
+        start: _mean(loss_R, tokens_R)
+        for start, loss_R, tokens_R in zip(_BUCKET_STARTS, loss_RP.T, tokens_RP.T, strict=False)
+        if tokens_R.any()
+    }
+    return Evaluation(*total, total.tokens * bytes_per_token, by_position)
 
 
-def _buckets(loss_T: np.ndarray, tokens_T: np.ndarray) -> list[tuple[int, float]]:
-    edges = [0, *(2**i for i in range(4, 40) if 2**i < len(loss_T)), len(loss_T)]
-    return [
-        (low, float(loss_T[low:high].sum() / tokens_T[low:high].sum()))
-        for low, high in zip(edges, edges[1:], strict=False)
-        if tokens_T[low:high].sum() > 0
-    ]
+def _mean(loss_R: np.ndarray, tokens_R: np.ndarray) -> Mean:
+    """Mean loss per token of R rows, whose numbers of tokens differ."""
+    tokens, rows = tokens_R.sum(), np.count_nonzero(tokens_R)
+    with np.errstate(invalid="ignore"):  # a diverged model's losses may be infinite
+        loss = loss_R.sum() / tokens
+        # A ratio of sums over rows: to first order its spread is that of the rows' residuals.
+        residuals = np.sum((loss_R - loss * tokens_R) ** 2)
+    error = math.sqrt(residuals * rows / (rows - 1)) / tokens if rows > 1 else math.nan
+    return Mean(float(loss), float(error), int(tokens))

@@ -3,6 +3,10 @@
 All gradients of a mini-batch are taken at the same fast weights, so the outputs follow from a few
 matrix products instead of one set of fast weights per token (section 2.5 and appendix A).
 
+The mini-batches come one after the other, and what is done in that loop decides the speed: only
+what depends on the fast weights is. The first layer's bias is one more row of its matrix, which a
+column of ones multiplies; keys and queries are multiplied together.
+
 Suffixes: N mini-batches, b tokens of one, F hidden width of the inner MLP.
 """
 
@@ -15,22 +19,21 @@ import jax.numpy as jnp
 
 from bitttt_jax.ops.product import matmul, matmul_transposed, swap_last
 from bitttt_jax.ttt.inner import NORM_EPS, FastNorm, FastWeights
+from bitttt_jax.ttt.linear_scan import Inputs, linear_scan
 from bitttt_jax.ttt.state import Learner, StreamState, Views
 
 
-class MiniBatch(NamedTuple):
-    """What a mini-batch contributes that doesn't depend on the fast weights, `[B, H, ...]`."""
+class MiniBatches(NamedTuple):
+    """What mini-batches contribute that doesn't depend on the fast weights, `[N, B, H, ...]`."""
 
-    key: jax.Array
-    """`[b, K]`"""
-    query: jax.Array
-    """`[b, K]`"""
+    rows: jax.Array
+    """Keys, then queries, each with a one at the end: `[2b, K + 1]`."""
     target: jax.Array
     """Value minus key, `[b, K]`."""
-    rated_key: jax.Array
-    """Keys times their learning rates, transposed: `[K, b]`."""
     rate: jax.Array
-    """`[b, 1]`"""
+    """Learning rates, `[b, 1]`."""
+    rated_keys: jax.Array
+    """Keys and their ones times the learning rates, transposed: `[K + 1, b]`."""
     step: jax.Array
     """How much of token j's gradient token i sees: scale_i * rate_j for j <= i, `[b, b]`."""
     overlap: jax.Array
@@ -47,48 +50,8 @@ def norm_loss_gradient(z: jax.Array, target: jax.Array, norm: FastNorm) -> jax.A
     return (residual - jnp.mean(residual, axis=-1, keepdims=True) - standard * along) * inverse
 
 
-def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Tanh GELU and its derivative."""
-    value, slope = jax.jvp(lambda x: jax.nn.gelu(x, approximate=True), (x,), (jnp.ones_like(x),))
-    return value, slope
-
-
-def _rows(bias: jax.Array) -> jax.Array:
-    return bias[..., None, :]
-
-
-def _linear(fast: FastWeights, grad: FastWeights | None, scale_b1, norm, mini: MiniBatch):
-    """Queries' inner outputs and summed gradients for the linear inner model."""
-    d1 = norm_loss_gradient(matmul(mini.key, fast["w1"]) + _rows(fast["b1"]), mini.target, norm)
-    z = matmul(mini.query, fast["w1"]) + _rows(fast["b1"]) - matmul(mini.overlap, d1)
-    if grad is not None:
-        z -= scale_b1 * (matmul(mini.query, grad["w1"]) + _rows(grad["b1"]))
-    return z, {"w1": matmul(mini.rated_key, d1), "b1": jnp.sum(mini.rate * d1, axis=-2)}
-
-
-def _mlp(fast: FastWeights, grad: FastWeights | None, scale_b1, norm, mini: MiniBatch):
-    """Queries' inner outputs and summed gradients for the MLP inner model."""
-    x2, slope = _gelu_and_slope(matmul(mini.key, fast["w1"]) + _rows(fast["b1"]))
-    d2 = norm_loss_gradient(matmul(x2, fast["w2"]) + _rows(fast["b2"]), mini.target, norm)
-    d1 = matmul_transposed(d2, fast["w2"]) * slope
-    z1 = matmul(mini.query, fast["w1"]) + _rows(fast["b1"]) - matmul(mini.overlap, d1)
-    if grad is not None:
-        z1 -= scale_b1 * (matmul(mini.query, grad["w1"]) + _rows(grad["b1"]))
-    q2 = jax.nn.gelu(z1, approximate=True)
-    overlap = mini.step * (matmul_transposed(q2, x2) + 1)
-    z2 = matmul(q2, fast["w2"]) + _rows(fast["b2"]) - matmul(overlap, d2)
-    if grad is not None:
-        z2 -= scale_b1 * (matmul(q2, grad["w2"]) + _rows(grad["b2"]))
-    return z2, {
-        "w1": matmul(mini.rated_key, d1),
-        "b1": jnp.sum(mini.rate * d1, axis=-2),
-        "w2": matmul(swap_last(mini.rate * x2), d2),
-        "b2": jnp.sum(mini.rate * d2, axis=-2),
-    }
-
-
-def _mini_batches(views: Views, scale_b: jax.Array) -> MiniBatch:
-    """Cuts `[B, T, H, ...]` into N mini-batches `[N, B, H, b, ...]` and prepares each."""
+def _mini_batches(views: Views, scale_b: jax.Array) -> MiniBatches:
+    """Cuts `[B, T, H, ...]` into N mini-batches and prepares them all at once."""
     b = scale_b.shape[0]
 
     def cut(x_BTHK):
@@ -97,16 +60,77 @@ def _mini_batches(views: Views, scale_b: jax.Array) -> MiniBatch:
 
     query, key, value = cut(views.query), cut(views.key), cut(views.value)
     rate = cut(views.rate[..., None])
+    ones = jnp.ones((*key.shape[:-1], 1), key.dtype)
+    keys, queries = (jnp.concatenate([x, ones], axis=-1) for x in (key, query))
     step = jnp.tril(scale_b[:, None] * rate.swapaxes(-1, -2))
-    return MiniBatch(
-        key=key,
-        query=query,
+    return MiniBatches(
+        rows=jnp.concatenate([keys, queries], axis=-2),
         target=value - key,
-        rated_key=swap_last(rate * key),
         rate=rate,
+        rated_keys=swap_last(rate * keys),
         step=step,
-        overlap=step * (matmul_transposed(query, key) + 1),
+        overlap=step * matmul_transposed(queries, keys),
     )
+
+
+def _pack(fast: FastWeights) -> FastWeights:
+    """Appends the first layer's bias to its matrix as a row."""
+    w1 = jnp.concatenate([fast["w1"], fast["b1"][..., None, :]], axis=-2)
+    return {"w1": w1} | {name: fast[name] for name in ("w2", "b2") if name in fast}
+
+
+def _unpack(packed: FastWeights) -> FastWeights:
+    """Undoes `_pack`."""
+    split = {"w1": packed["w1"][..., :-1, :], "b1": packed["w1"][..., -1, :]}
+    return split | {name: packed[name] for name in ("w2", "b2") if name in packed}
+
+
+def _read_linear(fast, grad, scale_b1, norm, mini: MiniBatches):
+    """One mini-batch of the linear inner model: its gradients, and what the outputs need."""
+    b = mini.target.shape[-2]
+    z = matmul(mini.rows, fast["w1"])
+    d1 = norm_loss_gradient(z[..., :b, :], mini.target, norm)
+    z_query = z[..., b:, :]
+    if grad is not None:
+        z_query -= scale_b1 * matmul(mini.rows[..., b:, :], grad["w1"])
+    return {"w1": matmul(mini.rated_keys, d1)}, (z_query, d1)
+
+
+def _outputs_linear(mini: MiniBatches, read) -> jax.Array:
+    z_query, d1 = read
+    return z_query - matmul(mini.overlap, d1)
+
+
+def _read_mlp(fast, grad, scale_b1, norm, mini: MiniBatches):
+    """One mini-batch of the inner MLP: its gradients, and what the outputs need."""
+    b = mini.target.shape[-2]
+    z1 = matmul(mini.rows, fast["w1"])
+    x2, slope = _gelu_and_slope(z1[..., :b, :])
+    d2 = norm_loss_gradient(matmul(x2, fast["w2"]) + fast["b2"][..., None, :], mini.target, norm)
+    d1 = matmul_transposed(d2, fast["w2"]) * slope
+    z1_query = z1[..., b:, :] - matmul(mini.overlap, d1)
+    if grad is not None:
+        z1_query -= scale_b1 * matmul(mini.rows[..., b:, :], grad["w1"])
+    q2 = jax.nn.gelu(z1_query, approximate=True)
+    z_query = matmul(q2, fast["w2"]) + fast["b2"][..., None, :]
+    if grad is not None:
+        z_query -= scale_b1 * (matmul(q2, grad["w2"]) + grad["b2"][..., None, :])
+    gradients = {
+        "w1": matmul(mini.rated_keys, d1),
+        "w2": matmul(swap_last(mini.rate * x2), d2),
+        "b2": jnp.sum(mini.rate * d2, axis=-2),
+    }
+    return gradients, (z_query, x2, q2, d2)
+
+
+def _outputs_mlp(mini: MiniBatches, read) -> jax.Array:
+    z_query, x2, q2, d2 = read
+    return z_query - matmul(mini.step * (matmul_transposed(q2, x2) + 1), d2)
+
+
+def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tanh GELU and its derivative."""
+    return jax.jvp(lambda x: jax.nn.gelu(x, approximate=True), (x,), (jnp.ones_like(x),))
 
 
 def _scan_in_groups(step, carry, inputs, group: int):
@@ -118,11 +142,36 @@ def _scan_in_groups(step, carry, inputs, group: int):
         grouped = jax.tree.map(lambda x: x[:whole].reshape(-1, group, *x.shape[1:]), inputs)
         run = jax.checkpoint(lambda carry, xs: jax.lax.scan(step, carry, xs))
         carry, y = jax.lax.scan(run, carry, grouped)
-        outputs.append(y.reshape(whole, *y.shape[2:]))
+        outputs.append(jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), y))
     if whole < count:
         carry, y = jax.lax.scan(step, carry, jax.tree.map(lambda x: x[whole:], inputs))
         outputs.append(y)
-    return carry, jnp.concatenate(outputs)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+
+def _dual_linear(fresh, norm: FastNorm, scale_b, state: StreamState, minis, restart_BN):
+    """All complete mini-batches of the linear inner model, by way of `linear_scan`."""
+    packed, b = _pack(state.fast)["w1"], scale_b.shape[0]
+    mean = jnp.mean(packed, axis=-1, keepdims=True)
+    count, batch = minis.target.shape[:2]
+    restart = jnp.zeros((count, batch), packed.dtype)
+    if restart_BN is not None:
+        packed = jnp.where(restart_BN[:, :1, None, None], fresh["w1"], packed)
+        restart = restart.at[:-1].set(restart_BN.T[1:])
+    centre = lambda w: w - jnp.mean(w, axis=-1, keepdims=True)
+    outputs = linear_scan(
+        Inputs(
+            rows=minis.rows,
+            rated_keys=minis.rated_keys * scale_b[-1],
+            offset=norm.scale * (norm.bias - minis.target),
+            gain=jnp.broadcast_to(norm.scale**2, (batch, *norm.scale.shape)),
+            initial=centre(packed),
+            fresh=jnp.broadcast_to(centre(fresh["w1"]), packed.shape),
+            restart=restart[:, :, None, None, None],
+        )
+    )
+    z = outputs.z[..., b:, :] - matmul(minis.overlap, outputs.d)
+    return z, _unpack({"w1": outputs.final + mean})
 
 
 def dual(
@@ -150,30 +199,39 @@ def dual(
       after the last mini-batch.
     """
     scale_b = learner.token_scale_b
-    norm = FastNorm(_rows(learner.norm.scale), _rows(learner.norm.bias))
-    block = _mlp if "w2" in learner.fast else _linear
+    norm = FastNorm(learner.norm.scale[..., None, :], learner.norm.bias[..., None, :])
+    fresh = _pack(learner.fast)
+    is_mlp = "w2" in fresh
+    read_one, outputs = (_read_mlp, _outputs_mlp) if is_mlp else (_read_linear, _outputs_linear)
 
     def expand(flag_B, like):
         return flag_B.reshape(-1, *(1,) * (like.ndim - 1))
 
-    def read(state: StreamState, inputs):
+    def read(carry, inputs):
+        fast, grad = carry
         mini, restart_B, complete_B = inputs
-        fast, grad = state
         if restart_B is not None:
-            fast = {n: jnp.where(expand(restart_B, w), learner.fast[n], w) for n, w in fast.items()}
+            fast = {n: jnp.where(expand(restart_B, w), fresh[n], w) for n, w in fast.items()}
             grad = {n: jnp.where(expand(restart_B, g), 0.0, g) for n, g in grad.items()}
+        earlier = None if complete_B is None else grad
+        new, result = read_one(fast, earlier, scale_b[:, None], norm, mini)
         if complete_B is None:
-            z, grads = block(fast, None, scale_b[:, None], norm, mini)
-            fast = {n: w - scale_b[-1] * grads[n] for n, w in fast.items()}
-            return StreamState(fast, grad), z
-        z, grads = block(fast, grad, scale_b[:, None], norm, mini)
-        total = {n: g + grads[n] for n, g in grad.items()}
+            fast = {n: w - scale_b[-1] * new[n] for n, w in fast.items()}
+            return (fast, grad), result
+        total = {n: g + new[n] for n, g in grad.items()}
         moved = {n: w - scale_b[-1] * total[n] for n, w in fast.items()}
         fast = {n: jnp.where(expand(complete_B, w), moved[n], w) for n, w in fast.items()}
         grad = {n: jnp.where(expand(complete_B, g), 0.0, g) for n, g in total.items()}
-        return StreamState(fast, grad), z
+        return (fast, grad), result
 
+    minis = _mini_batches(views, scale_b)
+    if not is_mlp and complete_BN is None and not remat_group:
+        z, final = _dual_linear(fresh, norm, scale_b, state, minis, restart_BN)
+        z_BTHK = z.transpose(1, 0, 3, 2, 4).reshape(views.query.shape)
+        return z_BTHK, StreamState(final, state.grad)
     flags = tuple(None if flag is None else flag.T for flag in (restart_BN, complete_BN))
-    inputs = (_mini_batches(views, scale_b), *flags)
-    state, z = _scan_in_groups(read, state, inputs, remat_group)
-    return z.transpose(1, 0, 3, 2, 4).reshape(views.query.shape), state
+    carry = (_pack(state.fast), _pack(state.grad))
+    (fast, grad), results = _scan_in_groups(read, carry, (minis, *flags), remat_group)
+    z = outputs(minis, results)
+    z_BTHK = z.transpose(1, 0, 3, 2, 4).reshape(views.query.shape)
+    return z_BTHK, StreamState(_unpack(fast), _unpack(grad))

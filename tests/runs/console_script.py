@@ -29,6 +29,7 @@ HOSTS = [
         ("host1", (62.5, 69, 70, 66, 67, 77.9, 64, 63)),
     ]
 ]
+FAILURE = Failure("out_of_memory", 3, "out of device memory", "RESOURCE_EXHAUSTED", ("a", "b"))
 SUMMARY = RunSummary(
     status="finished",
     step=1000,
@@ -62,10 +63,6 @@ def play_lines(console: Console) -> None:
         "To be", ", or not [bold]to[/bold] be:\x1b[31m\rthat\x07 is the\n\tquestion\u202e"
     )
     console.warning("the loss is 3 times its average")
-    console.failure(
-        Failure("out_of_memory", 3, "out of device memory", "RESOURCE_EXHAUSTED", ("a", "b")),
-        Path("runs/tiny/error.json"),
-    )
     console.summary(SUMMARY)
 
 

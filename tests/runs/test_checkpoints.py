@@ -1,7 +1,9 @@
 """Checkpoints: retention, restores on other meshes, refusals, and what a kill leaves behind."""
 
 import dataclasses
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -173,7 +175,9 @@ def test_time_based_saves_ask_for_agreement(tmp_path):
 
     config = CheckpointConfig(every_steps=10, every_minutes=1e-9)
     with Checkpoints(tmp_path, config, agree=agree) as checkpoints:
-        assert [checkpoints.due(step) for step in (8, 9, 10, 11)] == [False, True, True, False]
+        steps = (8, 9, 9, 10, 11, 11)  # asked again, it answers again without asking
+        answers = [checkpoints.due(step) for step in steps]
+        assert answers == [False, True, True, True, False, False]
     assert opinions == [True, True, True]  # not at step 10, where all processes know
     with Checkpoints(tmp_path, CheckpointConfig(every_steps=0, every_minutes=60)) as checkpoints:
         assert not checkpoints.due(10)
@@ -268,7 +272,6 @@ def test_damage_is_named(copied, damage):
     with Checkpoints(copied) as checkpoints, pytest.raises(CheckpointError) as error:
         checkpoints.restore(abstract(make_state(7)))
     assert f"{copied / '7'} is damaged" in str(error.value)
-    print(error.value)
 
 
 @pytest.mark.parametrize("part", ["_CHECKPOINT_METADATA", "state/_METADATA"])
@@ -325,7 +328,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
                 pass
             os.kill(os.getpid(), signal.SIGKILL)
         threading.Thread(target=kill).start()
-        checkpoints.save(2, state(2, 32768))
+        checkpoints.save(2, state(2, 4096))
         checkpoints.wait()
         """,
         tmp_path,
@@ -391,3 +394,67 @@ def test_restores_onto_another_mesh(tmp_path, shape, spec):
         restored = checkpoints.restore(target)["x"]
     assert restored.sharding == new
     np.testing.assert_array_equal(restored, x)
+
+
+TWO_PROCESSES = """
+import sys
+import jax, numpy as np
+from pathlib import Path
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from bitttt_jax.config import CheckpointConfig
+from bitttt_jax.runs.checkpoints import Checkpoints
+
+folder, port, process = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(f"localhost:{port}", 2, process)
+mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(AxisType.Auto,))
+sharding = NamedSharding(mesh, P("fsdp"))
+x = np.arange(64, dtype=np.float32).reshape(16, 4)
+array = jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+# By the clock of process 0 alone: process 1 would never save.
+config = CheckpointConfig(every_steps=0, every_minutes=1e-9 if process == 0 else 1e9, keep_last=1)
+agree = lambda opinion: bool(multihost_utils.broadcast_one_to_all(np.bool_(opinion)))
+with Checkpoints(folder, config, agree=agree) as checkpoints:
+    started = [
+        step for step in range(1, 31)
+        if checkpoints.save(step, {"x": step * array}, metrics={"eval/loss": step})
+    ]
+    assert started == [10, 20, 30]
+    checkpoints.wait()
+    assert [saved.step for saved in checkpoints.poll()] == [10, 20, 30]
+    assert checkpoints.steps() == [10, 30], checkpoints.steps()
+    target = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)}
+    for shard in checkpoints.restore(target)["x"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, 30 * x[shard.index])
+    multihost_utils.sync_global_devices("end")
+try:
+    Checkpoints(folder, config)
+except ValueError:
+    print("fine")
+"""
+
+
+def test_two_processes_write_one_checkpoint(tmp_path):
+    (tmp_path / "7").mkdir()  # half copied, set aside by process 0 before process 1 looks
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path), port]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    try:
+        results = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, (stdout, stderr) in zip(processes, results, strict=True):
+        assert process.returncode == 0, stderr
+        assert stdout.splitlines()[-1] == "fine"
+    assert saved_steps(tmp_path) == [10, 30]

@@ -9,7 +9,6 @@ import json
 import os
 import pty
 import re
-import struct
 import subprocess
 import sys
 import termios
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+import bitttt_jax
 from bitttt_jax.runs.console import Console
 from bitttt_jax.runs.console_summary import Evaluation
 
@@ -43,6 +43,7 @@ def test_golden_rich(script, width):
     file = io.StringIO()
     with Console(file=file, width=width, mode="rich") as console:
         script.play_lines(console)
+        console.failure(script.FAILURE, Path("runs/tiny/error.json"))
     lines = ANSI.sub("", file.getvalue()).splitlines()
     assert max(map(cell_len, lines)) <= width
     check_golden(f"rich_{width}.txt", "".join(line.rstrip() + "\n" for line in lines))
@@ -88,6 +89,26 @@ def test_every_json_line_is_valid(script):
         ["train/loss", "eta_s"],
     )
     assert rows[-1]["final"]["loss"] is None
+
+
+@pytest.mark.parametrize("mode", ["plain", "json", "silent"])
+def test_failures_go_to_stderr(script, tmp_path, capsys, mode):
+    file = io.StringIO()
+    with Console(file=file, mode=mode, log_file=tmp_path / "log") as console:
+        console.failure(script.FAILURE, Path("runs/tiny/error.json"))
+    expected = [
+        "error    out of device memory",
+        "         RESOURCE_EXHAUSTED",
+        "         Try: a",
+        "         Try: b",
+        "         Details: runs/tiny/error.json",
+    ]
+    assert capsys.readouterr().err.splitlines() == expected
+    assert (tmp_path / "log").read_text().splitlines() == expected
+    if mode == "json":
+        assert json.loads(file.getvalue())["error_kind"] == "out_of_memory"
+    else:
+        assert file.getvalue() == ""
 
 
 def test_silent_console_prints_nothing_but_may_log(script, tmp_path):
@@ -154,7 +175,8 @@ def run_in_terminal(log, *args, columns=100, **environment):
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (30, columns))
     env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
-    env |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment}
+    env |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
+    env |= {"PYTHONPATH": str(Path(bitttt_jax.__file__).parents[1]), **environment}
     command = [sys.executable, str(SCRIPT), str(log), *args]
     with subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=env) as process:
         os.close(side)

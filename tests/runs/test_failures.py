@@ -108,6 +108,12 @@ def test_own_errors_keep_their_words_and_have_no_traceback(error: BittttError, c
     assert failure.traceback is None
 
 
+def test_an_interrupt_is_neither_unexpected_nor_a_traceback():
+    failure = describe_failure(KeyboardInterrupt())
+    assert (failure.kind, failure.exit_code) == ("interrupted", ExitCode.INTERRUPTED)
+    assert failure.traceback is None
+
+
 def test_unforeseen_exceptions_keep_their_traceback():
     def inner():
         raise KeyError("no such\nthing")

@@ -75,7 +75,7 @@ def test_reader_follows_a_growing_file(tmp_path):
 def test_a_malformed_line_is_named(tmp_path, bad):
     path = tmp_path / "m.jsonl"
     path.write_bytes(b'{"step": 1}\n' + bad + b'{"step": 2}\n')
-    with pytest.raises(DataError, match="m.jsonl has a line that isn't a JSON object"):
+    with pytest.raises(DataError, match=r"m\.jsonl has a line that isn't a JSON object"):
         read_rows(path)
 
 

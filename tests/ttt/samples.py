@@ -1,0 +1,49 @@
+"""Random learners and tokens, as numpy arrays, small enough for the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from bitttt_jax.ttt.inner import FastNorm
+from bitttt_jax.ttt.state import Learner, StreamState, Views
+
+HEADS, WIDTH, HIDDEN, MINI_BATCH = 2, 6, 10, 4
+
+
+def learner(is_mlp: bool, dtype: str = "float64", mini_batch: int = MINI_BATCH) -> Learner:
+    rng = np.random.default_rng(1)
+    H, K, F = HEADS, WIDTH, HIDDEN if is_mlp else WIDTH
+    fast = {"w1": rng.normal(size=(H, K, F)), "b1": rng.normal(size=(H, F))}
+    if is_mlp:
+        fast |= {"w2": 0.5 * rng.normal(size=(H, F, K)), "b2": rng.normal(size=(H, K))}
+    norm = FastNorm(1 + 0.3 * rng.normal(size=(H, K)), 0.3 * rng.normal(size=(H, K)))
+    scale_b = 1 / np.arange(1, mini_batch + 1) + 0.1 * rng.normal(size=mini_batch)
+    return cast(Learner(fast, norm, scale_b), dtype)
+
+
+def views(batch: int, length: int, dtype: str = "float64", seed: int = 2) -> Views:
+    rng = np.random.default_rng(seed)
+    query, key, value = rng.normal(size=(3, batch, length, HEADS, WIDTH))
+    return cast(Views(query, key, value, rng.uniform(0, 0.3, (batch, length, HEADS))), dtype)
+
+
+def state(is_mlp: bool, batch: int) -> StreamState:
+    """Fast weights that something has been learned into."""
+    rng = np.random.default_rng(3)
+    start = {name: w + 0.1 * rng.normal(size=(batch, *w.shape)) for name, w in learner(is_mlp).fast.items()}
+    return StreamState(start, {name: np.zeros_like(w) for name, w in start.items()})
+
+
+def cast(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x, dtype), tree)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Leaves agree relative to the largest number of each."""
+    leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    for a, e in zip(*leaves, strict=True):
+        scale = max(1.0, float(np.max(np.abs(e), initial=0)))
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * scale)
