@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -64,7 +66,7 @@ def self_attention(
     block = min(T, QUERY_BLOCK)
     span = block * -(-T // (block * MAX_SPANS))
 
-    def attend_block(start, size, low, high):
+    def attend_block(start, *, size, low, high):
         """Queries [start, start + size) over keys [low, high); `start` may be traced."""
         rows = start + jnp.arange(size)
         keys = jnp.arange(low, high)
@@ -85,19 +87,16 @@ def self_attention(
     for first in range(0, T, span):
         last = min(first + span, T)
         low = max(0, first - window + 1) if window else 0
-        run = attend_block
-        if T > SAVED_TOKENS:
-            run = jax.checkpoint(attend_block, static_argnums=(1, 2, 3))
-        whole = (last - first) // block
-        if whole > 1:
-            starts = first + block * jnp.arange(whole)
-            o = jax.lax.map(lambda start, low=low, last=last: run(start, block, low, last), starts)
+        attend = functools.partial(attend_block, low=low, high=last)
+        keep = jax.checkpoint if T > SAVED_TOKENS else lambda block: block
+        whole, rest = divmod(last - first, block)
+        if whole:
+            o = jax.lax.map(
+                keep(functools.partial(attend, size=block)), first + block * jnp.arange(whole)
+            )
             outputs.append(o.swapaxes(0, 1).reshape(o.shape[1], -1, *o.shape[3:]))
-        elif whole == 1:
-            outputs.append(run(first, block, low, last))
-        rest = (last - first) - whole * block
         if rest:
-            outputs.append(run(last - rest, rest, low, last))
+            outputs.append(keep(functools.partial(attend, size=rest))(last - rest))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 

@@ -103,12 +103,10 @@ def _linear_scan_bwd(residuals, grads: Outputs):
     rows_transposed = swap_last(inputs.rows)
     keys_rated = swap_last(inputs.rated_keys)
 
-    def step(carry, x):
-        grad_after, grad_fresh = carry
+    def step(grad_after, x):
         rows_t, keys, standard, residual, d, inverse, along, restart, grad_z, grad_d = x
-        grad_fresh += jnp.where(restart != 0, grad_after, 0.0)
-        grad_after = jnp.where(restart != 0, 0.0, grad_after)
-        grad_d = grad_d - matmul(keys, grad_after)
+        grad_moved = grad_after * (1 - restart)
+        grad_d = grad_d - matmul(keys, grad_moved)
         h = grad_d * inverse
         h_along = _mean(h * standard)
         grad_residual = h - _mean(h) - standard * h_along
@@ -116,25 +114,25 @@ def _linear_scan_bwd(residuals, grads: Outputs):
         inner = _mean(grad_d * d) + _mean(grad_standard * standard)
         grad_c = inverse * (grad_standard - standard * inner)
         grad_z = jnp.concatenate([grad_z[..., :b, :] + grad_c, grad_z[..., b:, :]], axis=-2)
-        grad_before = grad_after + matmul(rows_t, grad_z)
-        return (grad_before, grad_fresh), (grad_z, grad_residual, grad_after)
+        grad_before = grad_moved + matmul(rows_t, grad_z)
+        return grad_before, (grad_z, grad_residual, grad_after)
 
     xs = (
         rows_transposed, keys_rated, standard, residual, outputs.d, inverse, along,
         inputs.restart, grads.z, grads.d,
     )  # fmt: skip
-    start = (grads.final, jnp.zeros_like(inputs.fresh))
-    (grad_initial, grad_fresh), (grad_z, grad_residual, grad_after) = jax.lax.scan(
-        step, start, xs, reverse=True
+    grad_initial, (grad_z, grad_residual, grad_after) = jax.lax.scan(
+        step, grads.final, xs, reverse=True
     )
+    moved = 1 - inputs.restart
     return (
         Inputs(
             rows=matmul_transposed(grad_z, weights),
-            rated_keys=-matmul_transposed(grad_after, outputs.d),
+            rated_keys=-matmul_transposed(grad_after, outputs.d) * moved,
             offset=grad_residual,
             gain=jnp.sum(grad_residual * standard, axis=(0, -2), keepdims=True)[0],
             initial=grad_initial,
-            fresh=grad_fresh,
+            fresh=jnp.sum(grad_after * inputs.restart, axis=0),
             restart=jnp.zeros_like(inputs.restart),
         ),
     )
