@@ -20,7 +20,6 @@ from bitttt_jax.models.transformer import ModelState
 # that few shapes are compiled.
 PREFILL_TOKENS = 512
 _CACHE_STEP = 256
-_SAMPLING = SamplingConfig()
 _MAX_TOKENS = 2**31 - _CACHE_STEP  # positions and cache slots are 32-bit
 
 
@@ -37,7 +36,7 @@ def generate(
     prompt_T: np.ndarray,
     max_tokens: int,
     *,
-    sampling: SamplingConfig = _SAMPLING,
+    sampling: SamplingConfig = SamplingConfig(),
     seed: int = 0,
     stop_ids: tuple[int, ...] = (),
     num_tokens: int | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class LoadedModel:
     """Training step of the checkpoint."""
 
 
+@functools.cache  # tracing the model takes longer than restoring a small one
 def abstract_params(config: ModelConfig) -> Any:
     """Shapes and types of a model's parameters."""
     return jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))

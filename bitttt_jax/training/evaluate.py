@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -89,6 +88,9 @@ def eval_step(config: TrainConfig, params: Any, batch: Batch) -> EvalSums:
     return EvalSums(add_up(cross_entropy_BT), add_up(mask_BT))
 
 
+_compiled_step = jax.jit(eval_step, static_argnums=0)
+
+
 def evaluate(
     step: Callable[[Any], EvalSums],
     batches: Iterable[Any],
@@ -135,16 +137,10 @@ def measure(
     batch_size, devices = config.data.batch_size, jax.local_devices()
     devices = devices[: math.gcd(batch_size, len(devices))]  # as many as can share the rows
     mesh = meshes.make_mesh(MeshConfig(), devices)
-    everywhere = NamedSharding(mesh, P())
-    step = jax.jit(
-        functools.partial(eval_step, config),
-        in_shardings=(everywhere, meshes.batch_sharding(mesh)),
-        out_shardings=everywhere,
-    )
-    params = jax.device_put(params, everywhere)
+    params = jax.device_put(params, NamedSharding(mesh, P()))
     total = sum(split.num_validation_batches for split in splits)
     return evaluate(
-        lambda rows: step(params, meshes.to_global(rows, mesh, batch_size)),
+        lambda rows: _compiled_step(config, params, meshes.to_global(rows, mesh, batch_size)),
         itertools.chain.from_iterable(split.validation_windows() for split in splits),
         sum(split.text_bytes for split in splits) / sum(split.num_tokens for split in splits),
         lambda done: progress(done, total),

@@ -92,11 +92,11 @@ def test_no_checkpoint_yet(run: Path):
 
 def test_damaged_files(run: Path):
     (run / "tokenizer.json").unlink()
-    with pytest.raises(DataError, match="tokenizer.json: No such file"):
+    with pytest.raises(DataError, match=r"tokenizer\.json: No such file"):
         load_run(run)
     (run / "config.json").write_text("{")
     Tokenizer.bytes().save(run / "tokenizer.json")
-    with pytest.raises(ConfigError, match="config.json is not a valid configuration"):
+    with pytest.raises(ConfigError, match=r"config\.json is not a valid configuration"):
         load_run(run)
 
 

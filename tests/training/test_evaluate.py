@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,16 +182,3 @@ def test_one_batch_is_under_way_while_another_is_fetched():
     result = evaluate(step, batches(), 2.0, lambda done: log.append(f"done {done}"))
     assert log == ["start 0", "start 1", "done 1", "start 2", "done 2", "done 3"]
     assert result == summarize([random_sums(batch, rows=4) for batch in range(3)], 2.0)
-
-
-def test_the_model_is_measured_as_it_is_used(tokens: Path, params):
-    """Quantisation that fades in during training is complete in evaluations."""
-    ternary = dataclasses.replace(MODEL.ternary, path="fake_quant", warmup_steps=10)
-    fading = TrainConfig(
-        model=dataclasses.replace(MODEL, ternary=ternary), data=DataConfig(seq_len=64, batch_size=8)
-    )
-    full = make_config(seq_len=64, batch_size=8)
-    losses = [
-        measure(config, params, [open_rows(config, tokens)]).loss for config in (fading, full)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitttt_jax.ttt.inner import FastNorm
-from bitttt_jax.ttt.state import Learner, StreamState, Views
+from bitttt_jax.ttt.inner import FastNorm, FastWeights
+from bitttt_jax.ttt.state import Learner, Views
 
 HEADS, WIDTH, HIDDEN, MINI_BATCH = 2, 6, 10, 4
 
@@ -30,11 +30,11 @@ def views(batch: int, length: int, dtype: str = "float64", seed: int = 2) -> Vie
     return cast(Views(query, key, value, rng.uniform(0, 0.3, (batch, length, HEADS))), dtype)
 
 
-def state(is_mlp: bool, batch: int) -> StreamState:
-    """Fast weights that something has been learned into."""
+def learned(is_mlp: bool, batch: int) -> FastWeights:
+    """Fast weights into which something has been learned."""
     rng = np.random.default_rng(3)
-    start = {name: w + 0.1 * rng.normal(size=(batch, *w.shape)) for name, w in learner(is_mlp).fast.items()}
-    return StreamState(start, {name: np.zeros_like(w) for name, w in start.items()})
+    initial = learner(is_mlp).fast
+    return {name: w + 0.1 * rng.normal(size=(batch, *w.shape)) for name, w in initial.items()}
 
 
 def cast(tree: Any, dtype: str) -> Any:

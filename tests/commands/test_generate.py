@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitttt_jax.commands.generate import main
+from bitttt_jax.errors import ExitCode
+from bitttt_jax.inference.generate import generate
+from bitttt_jax.inference.load import load_run
+from bitttt_jax.inference.sampling import SamplingConfig
+
+Captured = pytest.CaptureFixture[str]
+
+
+def run(capsys: Captured, model: Path, *flags: str) -> str:
+    """What the command prints."""
+    assert main([f"--model={model}", *flags]) == ExitCode.OK
+    return capsys.readouterr().out
+
+
+def start(*argv: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bitttt_jax", "generate", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path), "JAX_NUM_CPU_DEVICES": "1"},
+    )
+
+
+def test_greedy_text_is_the_models(trained_run: Path, capsys: Captured):
+    flags = ["--prompt=def ", "--temperature=0", "--max_tokens=40"]
+    out = run(capsys, trained_run, *flags)
+    model = load_run(trained_run)
+    tokens = generate(
+        model.config.model,
+        model.params,
+        np.array([256, *b"def "]),
+        40,
+        sampling=SamplingConfig(temperature=0),
+        stop_ids=(256,),
+        num_tokens=257,
+    )
+    assert out == "def " + model.tokenizer.decode(list(tokens)) + "\n"
+    assert run(capsys, trained_run, *flags) == out
+
+
+def test_the_seed_decides(trained_run: Path, capsys: Captured):
+    texts = [run(capsys, trained_run, "--temperature=1", f"--seed={seed}") for seed in (7, 7, 8)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_text_at_the_end_is_the_streamed_one(trained_run: Path, capsys: Captured):
+    flags = ["--prompt=naïve 🎉", "--max_tokens=50"]
+    streamed = run(capsys, trained_run, *flags)
+    assert streamed.startswith("naïve 🎉")
+    assert run(capsys, trained_run, *flags, "--no_stream") == streamed
+
+
+def test_prompt_from_stdin(trained_run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch):
+    expected = run(capsys, trained_run, "--prompt=日本\n", "--max_tokens=9")
+    for data in ("日本\n".encode(), "\ufeff日本\n".encode()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+        assert run(capsys, trained_run, "--prompt=-", "--max_tokens=9") == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    assert main([f"--model={trained_run}", "--prompt=-"]) == ExitCode.DATA
+    assert "error: the prompt isn't valid UTF-8 at character 2" in capsys.readouterr().err
+
+
+def test_an_empty_prompt_starts_a_document(trained_run: Path, capsys: Captured):
+    out = run(capsys, trained_run, "--temperature=0", "--max_tokens=5", "--step=2")
+    model = load_run(trained_run, step=2)
+    sampling = SamplingConfig(temperature=0)
+    tokens = generate(model.config.model, model.params, np.array([256]), 5, sampling=sampling)
+    assert out == model.tokenizer.decode(list(tokens)) + "\n"
+
+
+def test_statistics(trained_run: Path, capsys: Captured):
+    for count, rate in ((1, ""), (2, ""), (30, r", the later ones at \d+ tok/s")):
+        assert main([f"--model={trained_run}", "--prompt=abc", f"--max_tokens={count}"]) == 0
+        assert re.fullmatch(
+            r"step 4 loaded in \d+\.\d s, 4 prompt tokens, "
+            rf"first token after \d+\.\d\d s with compilation, {count} tokens{rate}\n",
+            capsys.readouterr().err,
+        )
+
+
+def test_a_terminal_gets_no_control_characters(
+    trained_run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+):
+    flags = ["--prompt=a\x1b[31mb", "--temperature=1.5", "--top_p=1", "--max_tokens=200"]
+    assert "\x1b" in run(capsys, trained_run, *flags)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out = run(capsys, trained_run, *flags)
+    assert out.startswith("a[31mb")
+    assert not [char for char in out if ord(char) < 32 and char != "\n"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--model=nowhere"], ExitCode.DATA, "nowhere isn't there"),
+        (["--step=3"], ExitCode.DATA, "complete steps: 2, 4"),
+        (["--max_tokens=0"], ExitCode.USAGE, "--max_tokens must be at least 1, got 0"),
+        (["--seed=-1"], ExitCode.USAGE, "--seed must be in [0, 2**32), got -1"),
+        (["--temperature=-1"], ExitCode.USAGE, "temperature must be"),
+        (["--top_p=2"], ExitCode.USAGE, "top_p must be"),
+        (["--max_tokens=3000000000"], ExitCode.USAGE, "at most"),
+    ],
+)
+def test_mistakes(trained_run: Path, capsys: Captured, flags: list[str], code: int, message: str):
+    assert main([f"--model={trained_run}", *flags]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err
+
+
+def test_ctrl_c_ends_the_text(trained_run: Path):
+    process = start(f"--model={trained_run}", "--prompt=abc", "--max_tokens=1000000")
+    assert process.stdout
+    assert process.stdout.read(4).startswith(b"abc")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert out.endswith(b"\n")
+    assert re.match(rb"step 4 loaded in .* tokens", err) and b"Traceback" not in err
+
+
+def test_a_reader_that_goes_away(trained_run: Path):
+    process = start(f"--model={trained_run}", "--prompt=abc", "--max_tokens=1000000")
+    assert process.stdout and process.stderr
+    process.stdout.read(3)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 141
+    process.stderr.close()
+
+
+def test_help_is_quick():
+    script = """
+import sys
+from bitttt_jax.commands import evaluate, generate
+for command in (evaluate, generate):
+    try:
+        command.main(["--help"])
+    except SystemExit as stop:
+        assert stop.code == 0
+assert not {"jax", "numpy", "tokenizers", "pydantic", "orbax"} & set(sys.modules)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "usage: bitttt generate" in found.stdout and "usage: bitttt evaluate" in found.stdout

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitttt_jax.ttt.scan import read_documents, read_stream
+from bitttt_jax.ttt.state import Views, initial_state
+from tests.ttt import reference, samples
+
+MODELS = pytest.mark.parametrize("is_mlp", [False, True], ids=["linear", "mlp"])
+FORMS = pytest.mark.parametrize("form", ["dual", "primal"])
+b = samples.MINI_BATCH
+
+documents = jax.jit(read_documents, static_argnames=("form", "remat_group"))
+stream = jax.jit(read_stream, static_argnames="form")
+
+
+def rows(batch: int, length: int) -> np.ndarray:
+    """Positions of one document a row."""
+    return np.tile(np.arange(length), (batch, 1))
+
+
+def cut(views: Views, row: int, start: int, stop: int) -> Views:
+    """Tokens of one row."""
+    return Views(*(x[row : row + 1, start:stop] for x in views))
+
+
+@MODELS
+@FORMS
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
+def test_documents_are_read_as_the_reference_reads_them(is_mlp, form, dtype, tolerance):
+    """The last mini-batch lacks a token."""
+    learner, views = samples.learner(is_mlp), samples.views(2, 4 * b - 1)
+    expected, _ = reference.read(learner, views)
+    with jax.enable_x64(dtype == "float64"):
+        learner, views = samples.cast((learner, views), dtype)
+        own = documents(learner, views, rows(2, 4 * b - 1), form=form)
+    assert own.dtype == dtype
+    samples.assert_close(own, expected, tolerance)
+
+
+# Tokens of each row in each call: none, one, whole mini-batches and parts of them, at all offsets.
+RAGGED = np.array([[7, 1, 0], [0, 4, 7], [3, 7, 7], [7, 2, 7], [6, 0, 3]])
+WIDEST = 7
+SINGLE = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1], [0, 1, 1]])
+
+
+def read_in_calls(learner, views, calls, state, form):
+    """Outputs of each row without its padding, and the last state; padding is garbage."""
+    batch = calls.shape[1]
+    position, parts = np.zeros(batch, int), [[] for _ in range(batch)]
+    for length_B in calls:
+        width = WIDEST if length_B.max() > 1 else 1
+        place = np.arange(width)
+        source = np.minimum(position[:, None] + place, views.rate.shape[1] - 1)
+        call = [
+            np.take_along_axis(x, source.reshape(*source.shape, *(1,) * (x.ndim - 2)), 1)
+            for x in views
+        ]
+        for x in call:
+            x[place >= length_B[:, None]] = 1e3
+        output, state = stream(learner, Views(*call), state, position, length_B, form=form)
+        assert np.all(np.isfinite(output))
+        for row, length in enumerate(length_B):
+            parts[row].append(output[row, :length])
+        position = position + length_B
+    return [np.concatenate(part) for part in parts], state
+
+
+@MODELS
+@FORMS
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_any_ragged_split_into_calls_reads_the_same(is_mlp, form, dtype):
+    tolerance = 1e-10 if dtype == "float64" else 1e-5
+    calls = np.concatenate([RAGGED, SINGLE, RAGGED[:1]])
+    lengths = calls.sum(axis=0)
+    learner, views = samples.learner(is_mlp), samples.views(3, lengths.max())
+    with jax.enable_x64(dtype == "float64"):
+        arguments = samples.cast((learner, views), dtype)
+        start = initial_state(jax.tree.map(jnp.asarray, arguments[0].fast), 3)
+        outputs, state = read_in_calls(*arguments, calls, start, form)
+    for row, length in enumerate(lengths):
+        expected, states = reference.read(learner, cut(views, row, 0, length))
+        samples.assert_close(outputs[row], expected[0], tolerance)
+        for h, (fast, gradient) in enumerate(states[0]):
+            own = jax.tree.map(lambda x, row=row, h=h: x[row, h], (state.fast, state.grad))
+            samples.assert_close(own, (fast, gradient), tolerance)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(dtype)}
+
+
+@MODELS
+@FORMS
+def test_rows_of_length_zero_keep_their_state_bit_by_bit(is_mlp, form):
+    learner, views = samples.cast((samples.learner(is_mlp), samples.views(3, WIDEST)), "float32")
+    start = initial_state(jax.tree.map(jnp.asarray, learner.fast), 3)
+    _, before = stream(learner, views, start, np.zeros(3, int), np.array([3, 7, 2]), form=form)
+    _, after = stream(learner, views, before, np.array([3, 7, 2]), np.array([0, 2, 0]), form=form)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old[::2], new[::2])
+        # Unless a mini-batch was completed, only gradients change.
+    assert any(np.any(old[1] != new[1]) for old, new in zip(*map(jax.tree.leaves, (before, after))))
+
+
+@MODELS
+@FORMS
+def test_without_a_learning_rate_the_context_does_not_matter(is_mlp, form):
+    learner, views = samples.learner(is_mlp), samples.views(2, 3 * b)
+    views = views._replace(rate=np.zeros_like(views.rate))
+    with jax.enable_x64(True):
+        own = documents(learner, views, rows(2, 3 * b), form=form)
+    for h in range(samples.HEADS):
+        fast = {name: w[h] for name, w in learner.fast.items()}
+        query = views.query[:, :, h]
+        normed = reference.layer_norm(
+            reference.predict(fast, query), learner.norm.scale[h], learner.norm.bias[h]
+        )
+        samples.assert_close(own[:, :, h], query + normed, 1e-12)
+
+
+@MODELS
+@FORMS
+def test_the_past_is_independent_of_the_future_bit_by_bit(is_mlp, form):
+    learner, views = samples.cast((samples.learner(is_mlp), samples.views(2, 3 * b)), "float32")
+    read = functools.partial(documents, learner, position_BT=rows(2, 3 * b), form=form)
+    before = np.asarray(read(views))
+    for t in (b + 1, 2 * b):
+        changed = Views(*(x.copy() for x in views))
+        for x in changed:
+            x[:, t] *= 1.5
+        after = np.asarray(read(changed))
+        np.testing.assert_array_equal(after[:, :t], before[:, :t])
+        assert np.all(np.any(after[:, t:] != before[:, t:], axis=(0, 2, 3)))
+
+
+@MODELS
+@FORMS
+def test_rows_do_not_see_each_other_bit_by_bit(is_mlp, form):
+    learner, views = samples.cast((samples.learner(is_mlp), samples.views(3, 3 * b)), "float32")
+    read = functools.partial(documents, learner, position_BT=rows(3, 3 * b), form=form)
+    before = np.asarray(read(views))
+    changed = Views(*(x.copy() for x in views))
+    for x in changed:
+        x[1] *= 2
+    after = np.asarray(read(changed))
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+    assert np.any(after[1] != before[1])
+
+
+# Segments of rows of 8 mini-batches: (document number, tokens); number 0 is padding.
+ALIGNED = [
+    [(1, 2 * b), (2, b), (3, 5 * b - 3), (0, 3)],
+    [(0, 2 * b), (1, 3 * b - 1), (0, 1), (2, 3 * b)],
+    [(1, 1), (0, b - 1), (2, 6 * b + 1), (0, b - 1)],
+]
+ASTRAY = [(1, 5), (2, 2 * b), (3, 6 * b - 6), (0, 1)]
+
+
+def packed(layout):
+    """Positions, which are 0 at padding, and segments of rows."""
+    position = [np.concatenate([np.arange(n) * (s > 0) for s, n in row]) for row in layout]
+    segment = [np.concatenate([np.full(n, s) for s, n in row]) for row in layout]
+    return np.stack(position), np.stack(segment)
+
+
+def assert_documents_alone(own, learner, views, layout, tolerance):
+    for row, parts in enumerate(layout):
+        stop = 0
+        for number, length in parts:
+            start, stop = stop, stop + length
+            if number:
+                expected, _ = reference.read(learner, cut(views, row, start, stop))
+                samples.assert_close(own[row, start:stop], expected[0], tolerance)
+
+
+@MODELS
+@pytest.mark.parametrize(
+    ("form", "remat_group"), [("dual", 0), ("dual", 3), ("primal", 0)], ids=str
+)
+def test_packed_documents_and_padding_on_both_sides_equal_documents_alone(
+    is_mlp, form, remat_group
+):
+    learner, views = samples.learner(is_mlp), samples.views(3, 8 * b)
+    with jax.enable_x64(True):
+        own = documents(learner, views, *packed(ALIGNED), form=form, remat_group=remat_group)
+    assert np.all(np.isfinite(own))
+    assert_documents_alone(own, learner, views, ALIGNED, 1e-10)
+
+
+@MODELS
+def test_documents_that_start_inside_a_mini_batch(is_mlp):
+    """Exact in the primal form; in the dual form the row, and no other, is refused with NaN."""
+    layout = [ALIGNED[0], ASTRAY, ALIGNED[1]]
+    learner, views = samples.learner(is_mlp), samples.views(3, 8 * b)
+    with jax.enable_x64(True):
+        primal = documents(learner, views, *packed(layout), form="primal")
+        dual = np.asarray(documents(learner, views, *packed(layout), form="dual"))
+    assert_documents_alone(primal, learner, views, layout, 1e-10)
+    assert np.all(np.isnan(dual[1]))
+    assert_documents_alone(
+        dual[[0, 2]], learner, Views(*(x[[0, 2]] for x in views)), ALIGNED[:2], 1e-10
+    )
+
+
+@MODELS
+def test_gradients_of_packed_rows_are_those_of_the_primal_form(is_mlp):
+    """Of learned initial values too, from which every document starts; padding gives none."""
+    arguments = samples.learner(is_mlp), samples.views(3, 8 * b)
+    position, segment = packed(ALIGNED)
+    probe = np.random.default_rng(4).normal(size=arguments[1].query.shape)
+    probe[segment == 0] = 0
+
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def gradients(learner, views, form, remat_group):
+        def loss(learner, views):
+            settings = {"form": form, "remat_group": remat_group}
+            return jnp.sum(probe * read_documents(learner, views, position, segment, **settings))
+
+        return jax.grad(loss, (0, 1))(learner, views)
+
+    with jax.enable_x64(True):
+        expected = gradients(*arguments, "primal", 0)
+        own = gradients(*arguments, "dual", 0), gradients(*arguments, "dual", 2)
+    samples.assert_close(own, (expected, expected), 1e-10)
+    assert not any(np.any(np.asarray(x)[segment == 0]) for x in expected[1])
