@@ -34,6 +34,7 @@ _CALIBRATION_SIZE = {"cpu": 1024}
 _DEFAULT_CALIBRATION_SIZE = 8192
 _CALIBRATION_SECONDS = 0.3
 _KEPT_STDERR_LINES = 15
+_HAS_AFFINITY = hasattr(os, "sched_getaffinity")
 
 
 class ChildFailed(Exception):
@@ -81,7 +82,7 @@ def machine() -> dict[str, Any]:
             cpu[key] for key in ("cpu family", "model", "stepping") if key in cpu
         ),
         "cpu_features": [name for name in _CPU_FEATURES if name in features],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "accelerators": accelerators,
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
@@ -95,8 +96,15 @@ def label(machine: Mapping[str, Any]) -> str:
     if accelerators:
         count = f"-{len(accelerators)}x" if len(accelerators) > 1 else ""
         return _slug(accelerators[0]) + count
-    cpu = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*", " ", machine["cpu"])
-    return f"{_slug(cpu)}-{machine['cores']}-cores"
+    return f"{_slug(_plain(machine['cpu']))}-{machine['cores']}-cores"
+
+
+def short_description(machine: Mapping[str, Any]) -> str:
+    """A machine in a figure's words, such as `2 cores of Intel Xeon`."""
+    return (
+        ", ".join(machine["accelerators"])
+        or f"{machine['cores']} cores of {_plain(machine['cpu'])}"
+    )
 
 
 def versions() -> dict[str, str]:
@@ -175,6 +183,11 @@ def _cpu_description() -> dict[str, str]:
     first = path.read_text().split("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _plain(cpu: str) -> str:
+    """A processor's name without marks and frequency."""
+    return " ".join(re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*", " ", cpu).split())
 
 
 def _slug(text: str) -> str:

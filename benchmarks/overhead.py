@@ -10,9 +10,8 @@ TensorBoard, health reports and console as configured. Validation and checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import statistics
 import sys
 import tempfile
 import time
@@ -23,14 +22,14 @@ from typing import Any
 import tyro
 
 from benchmarks import measure
-from benchmarks.records import open_record, write_record
+from benchmarks.records import open_record, portable, write_record
 from bitttt_jax.config import TrainConfig
 from bitttt_jax.config_loading import FLAG_PREFIX, apply_overrides, load_config, with_vocabulary
 from bitttt_jax.errors import run_main
 
+WAYS = ("bare", "loop", "full")
 _NEVER = 10**9
 _WARM_UP = 5
-WAYS = ("bare", "loop", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,93 +50,154 @@ class Flags:
 
 
 class TimedStep:
-    """The compiled step; notes when each call began, and keeps the newest state.
-
-    Args:
-      step: the compiled function.
-    """
+    """The compiled step, which notes when each of its calls began."""
 
     def __init__(self, step: Any):
         self._step = step
-        self.state: Any = None
         self.begun: list[float] = []
 
     def __call__(self, state: Any, batch: Any) -> Any:
         """Runs a step."""
         self.begun.append(time.perf_counter())
-        self.state, metrics = self._step(state, batch)
-        return self.state, metrics
+        return self._step(state, batch)
 
 
-class Runner:
-    """Runs the same steps in any of the ways.
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmark; returns the exit code."""
+    return run_main(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+    overrides = [arg for arg in argv if arg.startswith(FLAG_PREFIX)]
+    rest = [arg for arg in argv if not arg.startswith(FLAG_PREFIX)]
+    flags = tyro.cli(Flags, args=rest, prog="python -m benchmarks.overhead", use_underscores=True)
+    config = apply_overrides(load_config(flags.config), overrides)
+    observed = measure.observe()
+    name = f"overhead-{measure.label(observed['machine'])}.json"
+    path = Path(flags.output or measure.ROOT / "benchmarks" / "results" / name)
+    record = open_record(path, "overhead", observed, force=True)
+    record |= {"config": flags.config, "overrides": portable(overrides), "steps": flags.steps}
+    record["calibration_gflops"] = [observed["calibration_gflops"]]
+    with (
+        tempfile.TemporaryDirectory(prefix="bitttt-overhead-") as scratch,
+        Runner(config, Path(scratch), flags.steps) as runner,
+    ):
+        step_s: dict[str, list[float]] = {way: [] for way in WAYS}
+        for turn in range(flags.rounds + 1):
+            for way, found in step_s.items():
+                seconds = runner.seconds_per_step(way)
+                print(f"turn {turn}/{flags.rounds}  {way:4}  {1e3 * seconds:.2f} ms a step")
+                if turn:
+                    found.append(seconds)
+    record["calibration_gflops"].append(measure.observe()["calibration_gflops"])
+    record["step_s"] = {way: measure.spread(found) for way, found in step_s.items()}
+    record["overhead_percent"] = {
+        way: measure.spread(
+            [100 * (own / bare - 1) for own, bare in zip(step_s[way], step_s["bare"], strict=True)]
+        )
+        for way in WAYS[1:]
+    }
+    write_record(path, record)
+    print({way: f"{found['median']:.2f} %" for way, found in record["overhead_percent"].items()})
+    print(path)
+
+
+class Runner(contextlib.ExitStack):
+    """Runs the same steps from the same state in any of the ways.
 
     Args:
-      config: the run's, its vocabulary size known.
+      config: the run's.
       scratch: an empty folder.
-      segment: steps of a turn.
+      steps: how many are timed in a turn.
     """
 
-    def __init__(self, config: TrainConfig, scratch: Path, segment: int):
-        import jax
-
-        from bitttt_jax.models.counts import count
+    def __init__(self, config: TrainConfig, scratch: Path, steps: int):
+        super().__init__()
         from bitttt_jax.runs.console import Console
         from bitttt_jax.runs.directory import RunDirectory
         from bitttt_jax.training import hardware, setup
 
-        getattr(hardware, "keep_freed_memory", lambda: None)()
-        self._segment, self._scratch = segment, scratch
-        run = RunDirectory.open(scratch / "run", writer=True)
-        data = setup.open_data(config, run, Console(mode="silent"))
-        config = with_vocabulary(config, data.tokenizer.vocab_size)
+        getattr(hardware, "keep_freed_memory", lambda: None)()  # newer than some revisions
+        self._steps, self._scratch = steps, scratch
+        # The last timed step ends where another begins, and that one is no more timed.
+        segment = _WARM_UP + steps + 1
+        run = self.enter_context(RunDirectory.open(scratch / "run", writer=True))
+        silent = Console(mode="silent")
+        data = setup.open_data(config, run, silent)
         self._data = dataclasses.replace(data, validation=None)
-        self._compiled = setup.compile_steps(config, Console(mode="silent"))
-        self._counts = count(config.model, config.data.seq_len)
+        config = with_vocabulary(config, data.tokenizer.vocab_size)
+        self._compiled = setup.compile_steps(config, silent)
         self._initial = setup.restore_or_init(config, self._compiled, None, None)
         self._batches = [
             self._compiled.to_devices(data.train.batch(step, self._compiled.rows))
             for step in range(segment)
         ]
-        self._copy = jax.jit(functools.partial(jax.tree.map, jax.numpy.copy))
-        self._trainers = {way: self._make_trainer(way, config) for way in WAYS[1:]}
+        config = dataclasses.replace(
+            config,
+            steps=segment,
+            eval=dataclasses.replace(config.eval, every_steps=0),
+            checkpoint=dataclasses.replace(config.checkpoint, every_steps=0, every_minutes=0.0),
+        )
+        quiet = dataclasses.replace(
+            config.log, every_steps=_NEVER, health_every_steps=0, tensorboard=False
+        )
+        self._trainers = {
+            "loop": self._make_trainer("loop", dataclasses.replace(config, log=quiet), "silent"),
+            "full": self._make_trainer("full", config, "plain"),
+        }
 
-    def _make_trainer(self, way: str, config: TrainConfig) -> tuple[Any, TimedStep]:
+    def seconds_per_step(self, way: str) -> float:
+        """Runs one turn; returns the mean over its timed steps."""
+        import jax
+
+        state = jax.block_until_ready(jax.tree.map(jax.numpy.copy, self._initial))
+        if way == "bare":
+            step = TimedStep(self._compiled.train_step)
+            with jax.set_mesh(self._compiled.mesh):
+                self._run_bare(step, state)
+        else:
+            trainer = self._trainers[way]
+            step = TimedStep(self._compiled.train_step)
+            trainer.compiled = dataclasses.replace(self._compiled, train_step=step)
+            trainer.fit(state, 0)
+        return (step.begun[_WARM_UP + self._steps] - step.begun[_WARM_UP]) / self._steps
+
+    def _run_bare(self, step: TimedStep, state: Any) -> None:
+        import jax
+
+        waiting = None
+        for batch in self._batches:
+            state, metrics = step(state, batch)
+            if waiting is not None:
+                jax.block_until_ready(waiting)
+            waiting = metrics
+        jax.block_until_ready(waiting)
+
+    def _make_trainer(self, way: str, config: TrainConfig, mode: Any) -> Any:
+        from bitttt_jax.models.counts import count
         from bitttt_jax.runs.checkpoints import Checkpoints
         from bitttt_jax.runs.console import Console
         from bitttt_jax.runs.directory import RunDirectory
         from bitttt_jax.runs.metrics import MetricsWriter
         from bitttt_jax.training.loop import Trainer
 
-        quiet = way == "loop"
-        log = config.log
-        if quiet:
-            log = dataclasses.replace(log, every_steps=_NEVER, health_every_steps=0)
-        config = dataclasses.replace(
-            config,
-            steps=self._segment,
-            log=log,
-            eval=dataclasses.replace(config.eval, every_steps=0),
-            checkpoint=dataclasses.replace(config.checkpoint, every_steps=0, every_minutes=0.0),
-        )
-        run = RunDirectory.open(self._scratch / way, writer=True)
+        run = self.enter_context(RunDirectory.open(self._scratch / way, writer=True))
         run.start()
-        step = TimedStep(self._compiled.train_step)
-        console = Console(
-            mode="silent" if quiet else "plain",
-            file=(self._scratch / f"{way}.txt").open("w"),
-            log_file=None if quiet else run.log_path,
-        )
-        trainer = Trainer(
+        output = self.enter_context((self._scratch / f"{way}.txt").open("w"))
+        log = run.log_path if mode != "silent" else None
+        return Trainer(
             config=config,
             run=run,
-            console=console,
-            metrics=MetricsWriter(run, tensorboard=log.tensorboard and not quiet),
-            checkpoints=Checkpoints(run.checkpoints_path, config.checkpoint),
+            console=self.enter_context(Console(mode=mode, file=output, log_file=log)),
+            metrics=self.enter_context(MetricsWriter(run, tensorboard=config.log.tensorboard)),
+            checkpoints=self.enter_context(Checkpoints(run.checkpoints_path, config.checkpoint)),
             data=self._data,
-            compiled=dataclasses.replace(self._compiled, train_step=step),
-            counts=self._counts,
-            peak_flops=0.0,
+            compiled=self._compiled,
+            counts=count(config.model, config.data.seq_len),
+            peak_flops=1.0,
             sample=lambda params: "",
         )
-        return trainer, step
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def open_record(path: Path, title: str, observed: Mapping[str, Any], force: bool
     """
     header = {
         "title": title,
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *portable(sys.argv[1:])]),
         "date": measure.now(),
         "revision": measure.revision(),
         **{key: observed[key] for key in ("machine", "versions", "environment")},
@@ -68,6 +69,15 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a record, whole or not at all; its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def portable(args: Sequence[str]) -> list[str]:
+    """Arguments without the folders of absolute paths, which say nothing on another machine.
+
+    >>> portable(["--text=/home/me/a.txt", "--only=b*,c"])
+    ['--text=a.txt', '--only=b*,c']
+    """
+    return [re.sub(r"(^|[=,])/(?:[^/,]+/)*", r"\1", arg) for arg in args]
 
 
 def _module() -> str:

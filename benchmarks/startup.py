@@ -25,7 +25,7 @@ from typing import Any
 import tyro
 
 from benchmarks import measure, run_times
-from benchmarks.records import open_record, write_record
+from benchmarks.records import open_record, portable, write_record
 from bitttt_jax.config_loading import FLAG_PREFIX, apply_overrides, load_config
 from bitttt_jax.errors import ConfigError, run_main
 from bitttt_jax.runs.directory import RunDirectory
@@ -67,7 +67,7 @@ def _main(argv: Sequence[str]) -> None:
     name = f"startup-{measure.label(observed['machine'])}.json"
     path = Path(flags.output or measure.ROOT / "benchmarks" / "results" / name)
     record = open_record(path, "startup", observed, force=True)
-    record |= {"config": flags.config, "overrides": overrides}
+    record |= {"config": flags.config, "overrides": portable(overrides)}
     record["calibration_gflops"] = [observed["calibration_gflops"]]
     record["help_s"] = {text: _time_help(args, flags.repeats) for text, args in _HELP.items()}
     with tempfile.TemporaryDirectory(prefix="bitttt-startup-") as scratch:

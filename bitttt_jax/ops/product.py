@@ -17,6 +17,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 def _row_major(x: jax.Array) -> jax.Array:
     """`x`, laid out row by row on CPU."""
+    # The constraint is opaque to the partitioner, which gathers a sharded `x` in front of it.
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return x
     constrain = lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim))))
     return lax.platform_dependent(x, cpu=constrain, default=lambda x: x)
 

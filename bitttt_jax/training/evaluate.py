@@ -84,7 +84,7 @@ def eval_step(config: TrainConfig, params: Any, batch: Batch) -> EvalSums:
     starts = np.array([start for start in _BUCKET_STARTS if start < mask_BT.shape[1]])
     bucket_BT = jnp.searchsorted(starts, batch["positions_BT"], side="right") - 1
     inside_BTP = bucket_BT[:, :, None] == jnp.arange(len(starts))
-    add_up = lambda values_BT: jnp.sum(inside_BTP * values_BT[:, :, None], axis=1)
+    add_up = lambda values_BT: jnp.sum(jnp.where(inside_BTP, values_BT[:, :, None], 0.0), axis=1)
     return EvalSums(add_up(cross_entropy_BT), add_up(mask_BT))
 
 

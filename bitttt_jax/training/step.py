@@ -122,7 +122,7 @@ def train_step(
     loss, count, grads = _summed_gradients(config, state.params, batch, anneal)
     count = jnp.maximum(count, 1.0)
     loss, grads = loss / count, jax.tree.map(lambda g: g / count, grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
 
     directions, moments = optimizer.make_direction(config.optim).update(
         optimizer.clip(grads, norm, config.optim.clip_norm), state.optimizer, state.params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,3 +48,26 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
     for a, e in zip(*leaves, strict=True):
         scale = max(1.0, float(np.max(np.abs(e), initial=0)))
         np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * scale)
+
+
+def gradients_checked(
+    loss: Callable[..., jax.Array], arguments: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Gradients of a scalar in float64, each leaf compared with finite differences along a line."""
+    with jax.enable_x64(True):
+        gradients = jax.jit(jax.grad(loss, tuple(range(len(arguments)))))(*arguments)
+        value = jax.jit(loss)
+        leaves, structure = jax.tree.flatten(arguments)
+        for i, gradient in enumerate(jax.tree.leaves(gradients)):
+            direction = np.random.default_rng(i).normal(size=gradient.shape)
+
+            def at(size, i=i, direction=direction):
+                moved = [*leaves[:i], leaves[i] + size * direction, *leaves[i + 1 :]]
+                return float(value(*jax.tree.unflatten(structure, moved)))
+
+            # Of fourth order, so that neither curvature nor rounding shows.
+            step = 1e-4
+            near, far = at(step) - at(-step), at(2 * step) - at(-2 * step)
+            slope = (8 * near - far) / (12 * step)
+            np.testing.assert_allclose(np.vdot(gradient, direction), slope, rtol=1e-6, atol=1e-8)
+    return jax.tree.map(np.asarray, gradients)
