@@ -82,7 +82,10 @@ def train(config: Path, workdir: Path, overrides: Sequence[str]) -> RunDirectory
     status = run.read_status()
     if status and status.finished:
         return run
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFailed(f"can't make the folder {workdir}", str(error)) from None
     command = [
         *(sys.executable, "-m", "bitttt_jax.train", "--console=plain"),
         *(f"--config={config}", f"--workdir={workdir}", *overrides),

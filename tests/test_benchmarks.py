@@ -274,6 +274,7 @@ def test_startup_is_measured(tmp_path: Path, toy: Path):
         assert all(seconds > 0 for seconds in parts.values())
 
 
+@pytest.mark.slow
 def test_startup_of_a_run_that_fails(tmp_path: Path, toy: Path):
     path = tmp_path / "record.json"
     args = [f"--config={toy}", "--repeats=1", f"--output={path}", "--config.mesh.data=3"]

@@ -129,7 +129,7 @@ def gradients(**settings: Any) -> Any:
         return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(samples.params(config)))
 
 
-@pytest.mark.parametrize("settings", [{"remat": "dots"}, {"remat": "full"}, {"scan_unroll": 2}])
+@pytest.mark.parametrize("settings", [{"remat": "dots", "scan_unroll": 2}, {"remat": "full"}])
 def test_memory_settings_change_no_gradient(settings):
     leaves = jax.tree.leaves(gradients(**settings)), jax.tree.leaves(gradients())
     for own, expected in zip(*leaves, strict=True):
