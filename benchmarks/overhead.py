@@ -75,8 +75,8 @@ def _main(argv: Sequence[str]) -> None:
     observed = measure.observe()
     name = f"overhead-{measure.label(observed['machine'])}.json"
     path = Path(flags.output or measure.ROOT / "benchmarks" / "results" / name)
-    record = open_record(path, "overhead", observed, force=True)
-    record |= {"config": flags.config, "overrides": portable(overrides), "steps": flags.steps}
+    settings = {"config": flags.config, "overrides": portable(overrides), "steps": flags.steps}
+    record = open_record(path, "overhead", observed, settings, force=True)
     record["calibration_gflops"] = [observed["calibration_gflops"]]
     with (
         tempfile.TemporaryDirectory(prefix="bitttt-overhead-") as scratch,

@@ -14,21 +14,27 @@ from benchmarks import measure
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.runs.files import write_atomically
 
-# What must be equal for numbers to stand in the same file.
-_IDENTITY = ("machine", "versions")
 
-
-def open_record(path: Path, title: str, observed: Mapping[str, Any], force: bool) -> dict[str, Any]:
+def open_record(
+    path: Path,
+    title: str,
+    observed: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    force: bool,
+) -> dict[str, Any]:
     """Reads a record to add to, or begins one.
 
     Args:
       path: the file; needn't be there.
       title: which measurement it is of.
       observed: what `measure.observe` returned.
+      settings: JSON values that all numbers of the record share.
       force: begin anew.
 
     Raises:
-      ConfigError: the file holds another machine's or other versions' numbers, or isn't a record.
+      ConfigError: the file holds numbers of another machine, of other versions or with other
+        settings, or isn't a record.
     """
     header = {
         "title": title,
@@ -36,16 +42,18 @@ def open_record(path: Path, title: str, observed: Mapping[str, Any], force: bool
         "date": measure.now(),
         "revision": measure.revision(),
         **{key: observed[key] for key in ("machine", "versions", "environment")},
+        **settings,
     }
+    header = json.loads(json.dumps(header))  # as it is read back: tuples become lists
     if force or not path.exists():
         return header
     record = read_record(path)
-    changed = [key for key in _IDENTITY if record.get(key) != header[key]]
+    changed = [k for k in ("machine", "versions", *settings) if record.get(k) != header[k]]
     if changed:
         raise ConfigError(
             f"{path} holds numbers of another {' and other '.join(changed)}",
             "\n  ".join(f"{key}: {record.get(key)}, and now {header[key]}" for key in changed),
-            "--output=ANOTHER_FILE, or --force to replace them",
+            "--output=ANOTHER_FILE, or --force to begin anew",
         )
     return record | header
 

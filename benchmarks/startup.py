@@ -66,8 +66,8 @@ def _main(argv: Sequence[str]) -> None:
     observed = measure.observe()
     name = f"startup-{measure.label(observed['machine'])}.json"
     path = Path(flags.output or measure.ROOT / "benchmarks" / "results" / name)
-    record = open_record(path, "startup", observed, force=True)
-    record |= {"config": flags.config, "overrides": portable(overrides)}
+    settings = {"config": flags.config, "overrides": portable(overrides)}
+    record = open_record(path, "startup", observed, settings, force=True)
     record["calibration_gflops"] = [observed["calibration_gflops"]]
     record["help_s"] = {text: _time_help(args, flags.repeats) for text, args in _HELP.items()}
     with tempfile.TemporaryDirectory(prefix="bitttt-startup-") as scratch:

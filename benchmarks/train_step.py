@@ -69,7 +69,8 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     observed = measure.observe()
     path = Path(flags.output or _default_path(observed["machine"]))
-    record = open_record(path, "train_step", observed, flags.force)
+    settings = {"sizes": dataclasses.asdict(TINY if flags.tiny else FULL)}
+    record = open_record(path, "train_step", observed, settings, force=flags.force)
     record.setdefault("cases", {})
     failed = 0
     for turn in range(flags.rounds):

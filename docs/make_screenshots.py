@@ -199,8 +199,10 @@ def _photograph_terminal(browser: Browser, screen: str, path: Path) -> None:
     )
     width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
     # Rich's units are large: the terminal's letters become as high as those of the README.
-    scaled = {"width": round(0.62 * width), "height": round(0.62 * height)}
-    page = browser.new_page(viewport=scaled, device_scale_factor=2)
+    page = browser.new_page(
+        viewport={"width": round(0.62 * width), "height": round(0.62 * height)},
+        device_scale_factor=2,
+    )
     page.set_content(f'<body style="margin:0;background:transparent">{svg}</body>')
     _save(page.screenshot(omit_background=True), path)
 

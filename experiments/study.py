@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import measure, run_times
 from bitttt_jax.config import DataConfig, ModelConfig, TrainConfig
-from bitttt_jax.config_loading import FLAG_PREFIX, apply_overrides, load_config
+from bitttt_jax.config_loading import FLAG_PREFIX, apply_overrides, difference, load_config
 from bitttt_jax.data.prepare import prepare
 from bitttt_jax.errors import BittttError, ExitCode
 from bitttt_jax.runs.directory import RunDirectory
@@ -75,17 +75,18 @@ def train(config: Path, workdir: Path, overrides: Sequence[str]) -> RunDirectory
       overrides: `--config.KEY=VALUE` arguments.
 
     Raises:
-      RunFailed: it ended otherwise; the message has its last words.
+      RunFailed: it ended otherwise, or a run of another configuration has been there.
       KeyboardInterrupt: by Ctrl-C or SIGTERM; the run has saved.
     """
-    run = RunDirectory(workdir)
-    status = run.read_status()
-    if status and status.finished:
-        return run
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFailed(f"can't make the folder {workdir}", str(error)) from None
+    run = RunDirectory(workdir)
+    status = run.read_status()
+    if status and status.finished:
+        _check_same(run, resolve(config, overrides))
+        return run
     command = [
         *(sys.executable, "-m", "bitttt_jax.train", "--console=plain"),
         *(f"--config={config}", f"--workdir={workdir}", *overrides),
@@ -105,6 +106,16 @@ def train(config: Path, workdir: Path, overrides: Sequence[str]) -> RunDirectory
         tail = (workdir / "output.txt").read_text(errors="replace").splitlines()[-10:]
         raise RunFailed(f"{workdir} ended with exit code {code}", "\n  ".join(tail))
     return run
+
+
+def _check_same(run: RunDirectory, config: TrainConfig) -> None:
+    changes = difference(load_config(str(run.config_path)), config)
+    if changes:
+        raise RunFailed(
+            f"{run.path} holds a finished run of another configuration",
+            "\n  ".join(f"{key} was {before}, and is {now}" for key, before, now in changes),
+            "another --work",
+        )
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -148,12 +148,16 @@ def make_observed(**machine: Any) -> dict[str, Any]:
 def test_a_record_goes_on_only_on_the_same_machine(load, tmp_path: Path):
     records = load("benchmarks.records")
     path, observed = tmp_path / "new" / "record.json", make_observed(cores=2)
-    record = records.open_record(path, "x", observed, force=False)
-    records.write_record(path, record | {"cases": {"a": 1}})
-    assert records.open_record(path, "x", observed, force=False)["cases"] == {"a": 1}
+    reopen = lambda observed, force=False, **settings: records.open_record(
+        path, "x", observed, settings, force=force
+    )
+    records.write_record(path, reopen(observed, T=8) | {"cases": {"a": 1}})
+    assert reopen(observed, T=8)["cases"] == {"a": 1}
     with pytest.raises(ConfigError, match="another machine"):
-        records.open_record(path, "x", make_observed(cores=4), force=False)
-    assert "cases" not in records.open_record(path, "x", make_observed(cores=4), force=True)
+        reopen(make_observed(cores=4), T=8)
+    with pytest.raises(ConfigError, match="T: 8, and now 9"):
+        reopen(observed, T=9)
+    assert "cases" not in reopen(make_observed(cores=4), force=True)
     path.write_text('{"half')
     with pytest.raises(ConfigError, match=r"record\.json"):
         records.read_record(path)

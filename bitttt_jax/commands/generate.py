@@ -86,8 +86,7 @@ def _main(argv: Sequence[str]) -> ExitCode:
         )
         pieces: list[str] = []
         write = _show if flags.stream else pieces.append
-        write(prompt)
-        times, interrupted = _write_tokens(tokens, Decoder(model.tokenizer), write)
+        times, interrupted = _write_text(prompt, tokens, Decoder(model.tokenizer), write)
     write("\n")
     _show("".join(pieces))
     line = _statistics(len(prompt_T), loaded, times)
@@ -107,13 +106,14 @@ def _show(text: str) -> None:
     print(safe_text(text, multiline=True) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def _write_tokens(
-    tokens: Iterator[int], decoder: Decoder, write: Callable[[str], None]
+def _write_text(
+    prompt: str, tokens: Iterator[int], decoder: Decoder, write: Callable[[str], None]
 ) -> tuple[list[float], bool]:
-    """Writes tokens as text; returns when each of them came, and whether Ctrl-C was pressed."""
+    """Writes prompt and tokens; returns when each token came, and whether Ctrl-C was pressed."""
     times: list[float] = []
     interrupted = False
     try:
+        write(prompt)
         for token in tokens:
             times.append(time.perf_counter())
             write(decoder.push(token))

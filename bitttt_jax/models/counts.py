@@ -68,7 +68,7 @@ def count(config: ModelConfig, seq_len: int) -> Counts:
     flops = sum(
         2.0 * leaf.size
         for path, leaf in parameters.flatten(abstract).items()
-        if parameters.is_projection(path)
+        if parameters.is_projection(path) or path.endswith("/learning_rate/kernel")
     )
     flops += 2.0 * config.dim * config.vocab_size
     mixing = sum(_mixing_flops(config, mixer, seq_len) for mixer in config.mixers)

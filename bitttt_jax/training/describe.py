@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import os
 from importlib import metadata
 
 import jax
+import psutil
 from jax.sharding import Mesh
 
 import bitttt_jax
 from bitttt_jax.config import DataConfig, ModelConfig, TrainConfig
+from bitttt_jax.distributed.processes import describe_process
 from bitttt_jax.models.counts import Counts
 from bitttt_jax.runs.console_text import format_bytes, format_count, format_memory
-from bitttt_jax.training.setup import Data
+from bitttt_jax.training.setup import Compiled, Data
+
+
+def describe_versions() -> str:
+    """The libraries that decide the numbers."""
+    libraries = (f"{name} {metadata.version(name)}" for name in ("jax", "flax", "optax"))
+    return "  ".join([f"bitttt-jax {bitttt_jax.__version__}", *libraries])
 
 
 def describe_model(config: TrainConfig, counts: Counts) -> str:
@@ -48,55 +54,46 @@ def _arithmetic(model: ModelConfig) -> str:
 
 
 def describe_data(config: DataConfig, data: Data) -> str:
-    """Text, tokens and batches."""
+    """Text and tokens."""
     train, held_out = data.train, data.validation
     sources = ", ".join(source.path for source in config.sources)
     tokens = config.batch_size * config.seq_len
     text = (
         f"{sources}  {format_count(train.num_tokens)} tokens of "
-        f"{train.text_bytes / train.num_tokens:.2f} bytes to train on"
+        f"{train.text_bytes / train.num_tokens:.2f} bytes to train on, "
+        f"{format_count(held_out.num_tokens) if held_out else 'nothing'} held out"
     )
-    if held_out is not None:
-        text += f", {format_count(held_out.num_tokens)} held out"
+    return f"{text}\n{train.num_tokens / tokens:,.3g} steps an epoch"
+
+
+def describe_optimizer(config: TrainConfig) -> str:
+    """Batches, optimizer and length of the run."""
+    optim, data = config.optim, config.data
+    tokens = data.batch_size * data.seq_len
+    parts = f" in {optim.accumulation} parts" if optim.accumulation > 1 else ""
     return (
-        f"{text}\nbatch {config.batch_size} x {config.seq_len} = {tokens:,} tokens, "
-        f"{train.num_tokens / tokens:,.0f} steps an epoch"
+        f"{optim.name}, lr {optim.lr:g} {optim.schedule}, warm-up {optim.warmup_steps:,}\n"
+        f"batch {data.batch_size} x {data.seq_len} = {tokens:,} tokens{parts}, "
+        f"{config.steps:,} steps, {format_count(config.steps * tokens)} tokens in all"
     )
 
 
-def describe_mesh(mesh: Mesh) -> str:
-    """Axes and devices."""
+def describe_mesh(mesh: Mesh, config: TrainConfig) -> str:
+    """Devices, and what each of them gets of a batch."""
     axes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    devices = mesh.devices.flat
-    kind = devices[0].device_kind
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.data.batch_size // config.optim.accumulation // shards
     return (
-        f"{axes}  on {mesh.size} x {kind}, {jax.process_count()} "
-        f"process{'es' * (jax.process_count() > 1)}, host memory {format_memory(memory)}"
+        f"{axes}  on {mesh.size} x {mesh.devices.flat[0].device_kind}, {rows} rows at once a device"
+        f"\n{describe_process()}, host memory {format_memory(psutil.virtual_memory().total)}"
     )
 
 
-def describe_schedule(config: TrainConfig) -> str:
-    """Optimizer and length of the run."""
-    optim = config.optim
-    tokens = config.steps * config.data.batch_size * config.data.seq_len
+def describe_memory(compiled: Compiled) -> str:
+    """What a device holds during a step."""
+    kind = "compiled for CPU, " if jax.default_backend() == "cpu" else ""
     return (
-        f"{config.steps:,} steps, {format_count(tokens)} tokens, {optim.name} "
-        f"lr {optim.lr:g} {optim.schedule}, warm-up {optim.warmup_steps}"
-    )
-
-
-def describe_versions() -> str:
-    """The libraries that decide the numbers."""
-    libraries = (f"{name} {metadata.version(name)}" for name in ("jax", "flax", "optax"))
-    return "  ".join([f"bitttt-jax {bitttt_jax.__version__}", *libraries])
-
-
-def state_bytes_per_device(abstract_state: object, shardings: object) -> int:
-    """Bytes of a train state on the device that holds most of it."""
-    return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, sharding in zip(
-            jax.tree.leaves(abstract_state), jax.tree.leaves(shardings), strict=True
-        )
+        f"{format_memory(compiled.state_bytes + compiled.temporary_bytes)} a device ({kind}"
+        f"estimated): {format_memory(compiled.state_bytes)} of parameters and moments, "
+        f"{format_memory(compiled.temporary_bytes)} during a step"
     )

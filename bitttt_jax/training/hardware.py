@@ -1,9 +1,11 @@
-"""What the devices can do and hold: measured peak rate, memory in use."""
+"""What the devices can do and hold: measured peak rate, memory in use, and freed memory kept."""
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import resource
-import statistics
+import sys
 import time
 
 import jax
@@ -11,56 +13,93 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-_SIZES = {"cpu": 1024}
-_DEFAULT_SIZE = 8192
-_REPEATS = 5
+from bitttt_jax.runs.console_memory import HostMemory
+
+# Side of the square matrices; on a CPU their product takes some milliseconds.
+_CPU_SIZE, _SIZE = 1024, 8192
+_REPEATS, _CPU_SECONDS = 5, 0.1
+# Numbers of glibc's malloc.h, and values: no allocation of its own for what is large, no memory
+# given back from the top of the heap, one heap for all threads.
+_MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
+
+
+def keep_freed_memory() -> bool:
+    """Lets freed device buffers be used again at once, where the devices are CPUs.
+
+    XLA allocates a step's buffers anew with every step. glibc takes large ones from the kernel
+    and gives them back, so that each step faults in all its pages again: a tenth to a half of the
+    time of a step. Call it before JAX starts its threads; later it has no effect.
+
+    Returns:
+      Whether it was done: on Linux with glibc, and if no accelerator can be there.
+    """
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    plugins = map(importlib.util.find_spec, ("jax_plugins", "libtpu"))
+    if sys.platform != "linux" or (platforms != "cpu" and any(plugins)):
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    return all([libc.mallopt(*option) for option in _MALLOC_OPTIONS])
 
 
 def measure_peak(dtype: str) -> float:
     """Operations per second of a large square matrix product on one device, the best of a few.
 
+    Simulated devices share the CPU, so each is given its part of what the first can do.
+
     Args:
-      dtype: type of the factors; the result is float32 (int32 for integers).
+      dtype: floating-point type of the factors; the result is float32.
+
+    Returns:
+      The rate; 0 if it couldn't be measured.
     """
-    size = _SIZES.get(jax.default_backend(), _DEFAULT_SIZE)
-    out = jnp.int32 if dtype == "int8" else jnp.float32
-    device = jax.local_devices()[0]
-    a = jax.device_put(np.ones((size, size), np.int8), device).astype(dtype)
-    product = jax.jit(lambda a: jax.lax.dot(a, a, preferred_element_type=out))
+    is_cpu = jax.default_backend() == "cpu"
+    size = _CPU_SIZE if is_cpu else _SIZE
+    try:
+        seconds = _time_product(size, dtype, _CPU_SECONDS if is_cpu else float("inf"))
+    except jax.errors.JaxRuntimeError:  # no room for it; the run itself may fit
+        return 0.0
+    return 2 * size**3 / seconds / (jax.local_device_count() if is_cpu else 1)
+
+
+def _time_product(size: int, dtype: str, most_seconds: float) -> float:
+    a = jax.device_put(np.ones((size, size), np.int8), jax.local_devices()[0]).astype(dtype)
+    product = jax.jit(lambda a: jax.lax.dot(a, a, preferred_element_type=jnp.float32))
     product(a).block_until_ready()
-    seconds = []
-    for _ in range(_REPEATS):
+    seconds: list[float] = []
+    while len(seconds) < _REPEATS and sum(seconds) < most_seconds:
         start = time.perf_counter()
         product(a).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    return min(seconds)
 
 
 def host_peak_bytes() -> int:
     """Most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def device_peak_bytes() -> list[int]:
     """Peak memory of each local device; empty where the backend keeps no statistics."""
-    statistics_ = [device.memory_stats() for device in jax.local_devices()]
-    return [stats["peak_bytes_in_use"] for stats in statistics_ if stats]
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    return [each["peak_bytes_in_use"] for each in stats if each]
 
 
-def memory_by_host() -> list[tuple[str, tuple[int, ...], int]]:
-    """(name, bytes in use by device, limit of a device) of every host; all hosts call it."""
+def memory_by_host() -> list[HostMemory]:
+    """Device memory of all hosts, which all call this; empty where there are no statistics."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    used = np.array([s.get("bytes_in_use", -1) for s in stats], np.int64)
-    limit = np.array([s.get("bytes_limit", 0) for s in stats], np.int64)
+    if not all("bytes_limit" in each for each in stats):
+        return []
+    used_D, limit_D = (
+        np.array([each[key] for each in stats], np.int64) for key in ("bytes_in_use", "bytes_limit")
+    )
     if jax.process_count() > 1:
-        used, limit = multihost_utils.process_allgather((used, limit))
-    used, limit = np.atleast_2d(used), np.atleast_2d(limit)
+        used_HD, limit_HD = multihost_utils.process_allgather((used_D, limit_D))
+    else:
+        used_HD, limit_HD = used_D[None], limit_D[None]
     return [
-        (f"host{i}", tuple(int(u) for u in row if u >= 0), int(most.max()))
-        for i, (row, most) in enumerate(zip(used, limit, strict=True))
+        HostMemory(f"host{i}", tuple(map(int, used_D)), int(limit_D.max()))
+        for i, (used_D, limit_D) in enumerate(zip(used_HD, limit_HD, strict=True))
     ]
-
-
-def median(values: list[float]) -> float:
-    """Median, or 0 of nothing."""
-    return statistics.median(values) if values else 0.0

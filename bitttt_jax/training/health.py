@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence as Values
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bitttt_jax.config import ModelConfig, TrainConfig
 from bitttt_jax.layers.inputs import Sequence
@@ -28,47 +29,61 @@ class TernaryReport(NamedTuple):
     zero_share: jax.Array
     """Share of codes that are 0."""
     flip_share: jax.Array
-    """Share of codes that differ from the ones given; 0 if none were."""
+    """Share of codes that differ from earlier ones."""
     threshold_distance: jax.Array
     """Mean distance of latent weights from the nearest rounding threshold, in units of the scale."""
     scale: jax.Array
     """Mean weight scale."""
-    latent_histogram: jax.Array
+    histogram: jax.Array
     """Latent weights in units of their scale, counted in `BIN_EDGES`."""
 
 
-def ternary_report(
-    config: ModelConfig, params: Any, before: Codes | None = None
-) -> tuple[TernaryReport, Codes]:
+def codes_by_path(config: ModelConfig, params: Any) -> Codes:
+    """The ternary codes of a model, int8 by parameter path."""
+    return {path: jax.vmap(ternary_codes)(w)[0] for path, w in _latent(config, params).items()}
+
+
+def ternary_report(config: ModelConfig, params: Any, before: Codes) -> TernaryReport:
     """Reports on all ternary weights together.
 
     Args:
       config: the model's; at least one of its parts is ternary.
       params: its parameters.
-      before: the codes that an earlier call returned.
-
-    Returns:
-      The report, and today's codes by parameter path.
+      before: the codes to compare with, as from `codes_by_path`.
     """
-    latent = {path: w for path, w in flatten(params).items() if is_ternary(config, path)}
-    codes, total = {}, sum(w.size for w in latent.values())
-    zeros = flips = distance = scales = jnp.zeros(())
-    histogram = jnp.zeros(len(BIN_EDGES) - 1)
-    for path, w in latent.items():
-        # One scale a layer: kernels are stacked over the scanned groups.
-        codes[path], scale = jax.vmap(ternary_codes)(w)
-        scaled = w / scale[:, None, None]
-        zeros += jnp.sum(codes[path] == 0)
-        if before is not None:
-            flips += jnp.sum(codes[path] != before[path])
-        distance += jnp.sum(jnp.abs(jnp.abs(scaled) - 0.5))
-        scales += jnp.mean(scale)
-        inside = jnp.clip(scaled, BIN_EDGES[0], BIN_EDGES[-1])
-        histogram += jnp.histogram(inside, jnp.array(BIN_EDGES))[0]
-    report = TernaryReport(
-        zeros / total, flips / total, distance / total, scales / len(latent), histogram
+    latent = _latent(config, params)
+    # One layer after the other: kernels are stacked over the depth, and each has its own scale.
+    layers = [
+        jax.lax.map(lambda pair: _layer_report(*pair), (w, before[path]))
+        for path, w in latent.items()
+    ]
+    sums = jax.tree.map(lambda *parts: sum(jnp.sum(part, axis=0) for part in parts), *layers)
+    weights = sum(w.size for w in latent.values())
+    kernels = sum(w.shape[0] for w in latent.values())
+    return TernaryReport(
+        sums.zero_share / weights,
+        sums.flip_share / weights,
+        sums.threshold_distance / weights,
+        sums.scale / kernels,
+        sums.histogram,
     )
-    return report, codes
+
+
+def _latent(config: ModelConfig, params: Any) -> dict[str, jax.Array]:
+    return {path: w for path, w in flatten(params).items() if is_ternary(config, path)}
+
+
+def _layer_report(w: jax.Array, before: jax.Array) -> TernaryReport:
+    """Sums over one kernel."""
+    codes, scale = ternary_codes(w)
+    scaled = w / scale
+    return TernaryReport(
+        jnp.sum(codes == 0).astype(jnp.float32),
+        jnp.sum(codes != before).astype(jnp.float32),
+        jnp.sum(jnp.abs(jnp.abs(scaled) - 0.5)),
+        scale,
+        jnp.histogram(jnp.clip(scaled, BIN_EDGES[0], BIN_EDGES[-1]), jnp.array(BIN_EDGES))[0],
+    )
 
 
 def ttt_report(config: ModelConfig, params: Any, token_BT: jax.Array) -> dict[str, jax.Array]:
@@ -96,32 +111,41 @@ class HealthMonitor:
 
     Args:
       config: the run's.
+      mesh: where its parameters are.
     """
 
-    def __init__(self, config: TrainConfig):
-        self._config = config.model
+    def __init__(self, config: TrainConfig, mesh: Mesh):
+        model = config.model
+        everywhere = NamedSharding(mesh, P())
+        self._has_ternary = model.ternary.mixer or model.ternary.mlp
+        self._uses_ttt = model.uses_ttt
         self._codes: Codes | None = None
-        self._has_ternary = config.model.ternary.mixer or config.model.ternary.mlp
-        self._ternary = jax.jit(functools.partial(ternary_report, config.model))
-        self._ttt = jax.jit(functools.partial(ttt_report, config.model))
-        self.histogram: tuple[Values[float], Values[float]] | None = None
+        self._codes_by_path = jax.jit(functools.partial(codes_by_path, model))
+        self._ternary = jax.jit(functools.partial(ternary_report, model), out_shardings=everywhere)
+        # As many rows as a part of a training step has, so that there is room for them.
+        parts = config.optim.accumulation
+        self._ttt = jax.jit(
+            lambda params, token_BT: ttt_report(model, params, token_BT[::parts]),
+            out_shardings=everywhere,
+        )
+        self.histogram: tuple[list[float], tuple[float, ...]] | None = None
         """Counts and bin edges of the latent weights at the last report."""
 
     def report(self, params: Any, batch: Batch) -> dict[str, float]:
         """Values by tag: `quant/…` of the weights, `ttt/…` of reading the batch's rows."""
         values: dict[str, float] = {}
         if self._has_ternary:
-            first = self._codes is None
-            ternary, self._codes = self._ternary(params, self._codes)
-            self.histogram = (ternary.latent_histogram.tolist(), BIN_EDGES)
+            before, self._codes = self._codes, self._codes_by_path(params)
+            report = self._ternary(params, before or self._codes)
+            self.histogram = (report.histogram.tolist(), BIN_EDGES)
             values = {
-                "quant/zero_share": float(ternary.zero_share),
-                "quant/threshold_distance": float(ternary.threshold_distance),
-                "quant/scale": float(ternary.scale),
+                "quant/zero_share": float(report.zero_share),
+                "quant/threshold_distance": float(report.threshold_distance),
+                "quant/scale": float(report.scale),
             }
-            if not first:
-                values["quant/flip_share"] = float(ternary.flip_share)
-        if self._config.uses_ttt:
-            report = self._ttt(params, batch["tokens_BT"])
-            values |= {f"ttt/{name}": float(value) for name, value in report.items()}
+            if before is not None:
+                values["quant/flip_share"] = float(report.flip_share)
+        if self._uses_ttt:
+            ttt = self._ttt(params, batch["tokens_BT"])
+            values |= {f"ttt/{name}": float(value) for name, value in ttt.items()}
         return values

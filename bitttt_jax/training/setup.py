@@ -1,33 +1,45 @@
-"""Everything that a run needs before its first step: data, mesh, state, compiled functions."""
+"""Everything that a run needs before its first step: data, mesh, compiled functions, state."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bitttt_jax.config import TrainConfig
 from bitttt_jax.data.batches import Batch, Batches
+from bitttt_jax.data.manifest import MANIFEST_FILE, Manifest, Split
 from bitttt_jax.data.prepare import prepare
 from bitttt_jax.data.shards import load_tokenizer
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.distributed import mesh as meshes
 from bitttt_jax.distributed.rules import shardings
-from bitttt_jax.errors import DataError
+from bitttt_jax.errors import BittttError, ExitCode
 from bitttt_jax.runs.checkpoints import Checkpoints
 from bitttt_jax.runs.console import Console
 from bitttt_jax.runs.directory import RunDirectory
+from bitttt_jax.runs.failures import describe_failure
 from bitttt_jax.training.evaluate import EvalSums, eval_step
 from bitttt_jax.training.step import StepMetrics, TrainState, init_state, train_step
+
+T = TypeVar("T")
+
+
+class FirstProcessError(BittttError):
+    """Process 0 failed while the others waited for it; it says why."""
+
+    kind = "first_process"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +51,35 @@ class Data:
     validation: Batches | None
     """None where nothing is held out."""
 
-    def bytes_per_token(self, split: Batches) -> float:
-        """Bytes of text that a token stands for."""
-        return split.text_bytes / split.num_tokens
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """How the rows of a batch get from each process to the devices."""
+
+    mesh: Mesh
+    batch_size: int
+    """Rows of the global batch."""
+
+    @functools.cached_property
+    def rows(self) -> range:
+        """Rows that this process reads: its own, and those between if they aren't neighbours."""
+        return range(int(self._own[0]), int(self._own[-1]) + 1)
+
+    @functools.cached_property
+    def _own(self) -> np.ndarray:
+        return meshes.process_rows(self.mesh, self.batch_size)
+
+    def abstract(self, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and shardings of the arrays that `to_devices` makes."""
+        array_BT = jax.ShapeDtypeStruct(
+            (self.batch_size, seq_len), jnp.int32, sharding=meshes.batch_sharding(self.mesh)
+        )
+        return dict.fromkeys(Batch.__annotations__, array_BT)
+
+    def to_devices(self, read: Batch) -> Any:
+        """Makes the rows that each process has read one batch of global, sharded arrays."""
+        own = {name: np.asarray(rows_BT)[self._own - self.rows[0]] for name, rows_BT in read.items()}
+        return meshes.to_global(own, self.mesh, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +90,40 @@ class Compiled:
     state_shardings: Any
     train_step: Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
     eval_step: Callable[[Any, Any], EvalSums]
-    batch_size: int
+    train_feed: Feed
+    eval_feed: Feed
+    state_bytes: int
+    """Parameters and moments on a device."""
+    temporary_bytes: int
+    """What a train step needs on a device besides them, by the compiler's count."""
 
-    def to_devices(self, rows: Batch) -> Any:
-        """This process's rows of a batch as part of the global, sharded one."""
-        return meshes.to_global(rows, self.mesh, self.batch_size)
 
-    @functools.cached_property
-    def rows(self) -> range:
-        """Rows of the global batch that this process reads."""
-        rows = meshes.process_rows(self.mesh, self.batch_size)
-        return range(int(rows[0]), int(rows[-1]) + 1)
+def first_process_first(action: Callable[[], T]) -> T:
+    """Runs an action in process 0, and when it is done there in the others.
+
+    Raises:
+      FirstProcessError: in the others, if it failed in process 0, with the same exit code.
+    """
+    if jax.process_count() == 1:
+        return action()
+    failure: BaseException | None = None
+    result: T | None = None
+    is_first = jax.process_index() == 0
+    if is_first:
+        try:
+            result = action()
+        except BaseException as error:
+            failure = error
+    code = describe_failure(failure).exit_code if failure else 0
+    code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+    if failure is not None:
+        raise failure
+    if code:
+        error = FirstProcessError("process 0 failed; its output says why")
+        if code in set(ExitCode):
+            error.exit_code = ExitCode(code)
+        raise error
+    return result if is_first else action()  # type: ignore[return-value]
 
 
 def open_data(config: TrainConfig, run: RunDirectory, console: Console) -> Data:
@@ -72,18 +133,32 @@ def open_data(config: TrainConfig, run: RunDirectory, console: Console) -> Data:
       DataError: unusable input.
     """
     folder = run.path / "data"
-    if run.writer:
-        with console.phase("data", "reading and tokenising"):
-            prepare(config.data, folder)
-            load_tokenizer(folder).save(run.path / "tokenizer.json")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("data is prepared")
+
+    def prepare_here() -> None:
+        if run.writer:
+            with console.phase("data", "reading and tokenising"):
+                prepare(config.data, folder, progress=report)
+                load_tokenizer(folder).save(run.path / "tokenizer.json")
+
+    def report(activity: str, done: int, total: int) -> None:
+        run.update(phase=f"{activity}: {100 * done // max(total, 1)} %")
+
+    first_process_first(prepare_here)
+    run.update(phase="")
+    # Validation has no accumulation: its batches have the size of a training step's parts.
+    part = config.data.batch_size // config.optim.accumulation
+    in_parts = dataclasses.replace(config.data, batch_size=part)
+    has_held_out = bool(Manifest.load(folder).split("validation"))
     return Data(
-        load_tokenizer(folder), open_split(config, folder, "train"), _held_out(config, folder)
+        load_tokenizer(folder),
+        open_split(config, folder, "train"),
+        open_split(dataclasses.replace(config, data=in_parts), folder, "validation")
+        if has_held_out
+        else None,
     )
 
 
-def open_split(config: TrainConfig, folder: Path, split: Any) -> Batches:
+def open_split(config: TrainConfig, folder: Path, split: Split) -> Batches:
     """Opens one split as the run reads it."""
     return Batches(
         folder,
@@ -95,46 +170,73 @@ def open_split(config: TrainConfig, folder: Path, split: Any) -> Batches:
     )
 
 
-def _held_out(config: TrainConfig, folder: Path) -> Batches | None:
-    if config.data.validation_fraction == 0:
-        return None
-    return open_split(config, folder, "validation")
+def vocabulary_ahead(config: TrainConfig) -> int:
+    """Size of the tokenizer that the run will have, as far as that is known without its text."""
+    for source in config.data.sources:
+        if (Path(source.path) / MANIFEST_FILE).is_file():
+            return Manifest.load(source.path).vocab_size
+    tokenizer = config.data.tokenizer
+    if tokenizer.kind == "bpe":
+        return tokenizer.vocab_size
+    is_file = tokenizer.kind == "file"
+    return (Tokenizer.load(tokenizer.path) if is_file else Tokenizer.bytes()).vocab_size
 
 
-def compile_steps(config: TrainConfig, console: Console) -> Compiled:
+def compile_steps(config: TrainConfig, run: RunDirectory, console: Console) -> Compiled:
     """Makes the mesh and compiles train and eval step for the run's only shapes.
+
+    Args:
+      config: the run's, its vocabulary size known.
+      run: where it is recorded, if this process has started the run.
+      console: where it is shown.
 
     Raises:
       ConfigError: the devices, the mesh and the batch size don't fit together.
     """
     mesh = meshes.make_mesh(config.mesh)
-    batch_size = config.data.batch_size
-    meshes.check_batch_size(batch_size, config.optim.accumulation, mesh)
+    batch_size, parts = config.data.batch_size, config.optim.accumulation
+    meshes.check_batch_size(batch_size, parts, mesh)
+    train_feed, eval_feed = Feed(mesh, batch_size), Feed(mesh, batch_size // parts)
     abstract = jax.eval_shape(functools.partial(init_state, config))
     state_shardings = shardings(abstract, mesh)
-    by_row, replicated = meshes.batch_sharding(mesh), NamedSharding(mesh, P())
-    shape = (batch_size, config.data.seq_len)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
-        for name in Batch.__required_keys__
-    }
-    step = jax.jit(
+    by_row, everywhere = meshes.batch_sharding(mesh), NamedSharding(mesh, P())
+    train = jax.jit(
         functools.partial(train_step, config),
         in_shardings=(state_shardings, by_row),
-        out_shardings=(state_shardings, replicated),
+        out_shardings=(state_shardings, everywhere),
         donate_argnums=0,
     )
     evaluate = jax.jit(
         functools.partial(eval_step, config),
         in_shardings=(state_shardings.params, by_row),
-        out_shardings=replicated,
+        out_shardings=everywhere,
     )
+
+    def compile_one(name: str, function: Any, *arguments: Any) -> Any:
+        began = time.monotonic()
+        run.update(phase=f"compiling {name}")
+        with console.phase("compile", name):
+            compiled = function.lower(*arguments).compile()
+        run.event("compile", function=name, seconds=round(time.monotonic() - began, 3))
+        return compiled
+
+    seq_len = config.data.seq_len
     with jax.set_mesh(mesh):
-        with console.phase("compile", "train_step"):
-            compiled_step = step.lower(abstract, batch).compile()
-        with console.phase("compile", "eval_step"):
-            compiled_eval = evaluate.lower(abstract.params, batch).compile()
-    return Compiled(mesh, state_shardings, compiled_step, compiled_eval, batch_size)
+        compiled_train = compile_one("train_step", train, abstract, train_feed.abstract(seq_len))
+        compiled_eval = compile_one(
+            "eval_step", evaluate, abstract.params, eval_feed.abstract(seq_len)
+        )
+    run.update(phase="")
+    return Compiled(
+        mesh=mesh,
+        state_shardings=state_shardings,
+        train_step=compiled_train,
+        eval_step=compiled_eval,
+        train_feed=train_feed,
+        eval_feed=eval_feed,
+        state_bytes=_bytes_per_device(abstract, state_shardings),
+        temporary_bytes=_temporary_bytes(compiled_train),
+    )
 
 
 def restore_or_init(
@@ -153,21 +255,31 @@ def restore_or_init(
     return checkpoints.restore(target, step)
 
 
-def open_checkpoints(config: TrainConfig, run: RunDirectory, config_json: str) -> Checkpoints:
-    """The run's checkpoints, each marked with a hash of the configuration."""
-    digest = hashlib.sha256(config_json.encode()).hexdigest()
+def open_checkpoints(config: TrainConfig, run: RunDirectory) -> Checkpoints:
+    """The run's checkpoints, to be written."""
 
     def as_process_0(opinion: bool) -> bool:
         if jax.process_count() == 1:
             return opinion
-        return bool(multihost_utils.broadcast_one_to_all(jnp.array(opinion)))
+        return bool(multihost_utils.broadcast_one_to_all(np.array(opinion)))
 
-    return Checkpoints(
-        run.checkpoints_path, config.checkpoint, metadata={"config": digest}, agree=as_process_0
+    return Checkpoints(run.checkpoints_path, config.checkpoint, agree=as_process_0)
+
+
+def _bytes_per_device(abstract: Any, tree_shardings: Any) -> int:
+    """Bytes of a tree on the device that holds most of it."""
+    return sum(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(
+            jax.tree.leaves(abstract), jax.tree.leaves(tree_shardings), strict=True
+        )
     )
 
 
-def check_batch(batches: Batches, name: str) -> None:
-    """Refuses a split without a single token."""
-    if batches.num_tokens == 0:
-        raise DataError(f"the {name} split has no tokens", fix="more text")
+def _temporary_bytes(compiled: Any) -> int:
+    """What a step needs on a device besides its arguments, by the compiler's count."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return int(analysis.temp_size_in_bytes + max(results, 0))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from bitttt_jax.config import TrainConfig
+from bitttt_jax.distributed.mesh import BATCH_AXES
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.models import transformer
 from bitttt_jax.ops.losses import next_token_losses
@@ -42,8 +45,19 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array
     """Global norm before clipping."""
     lr: jax.Array
+    """Learning rate."""
     skipped: jax.Array
+    """As in the state."""
     skipped_in_row: jax.Array
+    """As in the state."""
+
+
+class _Sums(NamedTuple):
+    """Sums over a batch's tokens."""
+
+    loss: jax.Array
+    tokens: jax.Array
+    grads: Any
 
 
 def init_state(config: TrainConfig) -> TrainState:
@@ -58,47 +72,25 @@ def loss_sums(
     config: TrainConfig, params: Any, batch: Batch, anneal: Anneal = Anneal()
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cross-entropy, squared normaliser (both per token, `[B, T]`) and mask of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
     sequence = Sequence(batch["positions_BT"], batch["segment_ids_BT"])
-    hidden = transformer.read(config.model, params, batch["tokens_BT"], sequence, anneal)
-    mask = (batch["segment_ids_BT"] != 0).astype(jnp.float32)
+    hidden_BTD = transformer.read(config.model, params, batch["tokens_BT"], sequence, anneal)
+    if mesh.size > 1:
+        # Rows stay where they are, and through the scan over depth so do those of every block:
+        # left to itself, the partitioner keeps parameters in place and gathers activations.
+        hidden_BTD = jax.lax.with_sharding_constraint(hidden_BTD, P(BATCH_AXES))
+    mask_BT = (batch["segment_ids_BT"] != 0).astype(jnp.float32)
     head, is_VD = transformer.output_head(config.model, params)
     terms = next_token_losses(
-        hidden.reshape(-1, hidden.shape[-1]),
+        hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
         head,
         batch["targets_BT"].reshape(-1),
-        mask.reshape(-1),
-        chunk=config.optim.loss_chunk,
+        mask_BT.reshape(-1),
+        chunk=config.optim.loss_chunk * math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES),
         head_is_VD=is_VD,
     )
-    cross_entropy, squared_normalizer = (term.reshape(mask.shape) for term in terms)
-    return cross_entropy, squared_normalizer, mask
-
-
-def _summed_gradients(config: TrainConfig, params: Any, batch: Batch, anneal: Anneal):
-    """Sums over tokens: cross-entropy, token count, and gradients of the objective."""
-
-    def objective(params, part):
-        cross_entropy, squared_normalizer, mask = loss_sums(config, params, part, anneal)
-        total = jnp.sum(cross_entropy)
-        penalty = config.optim.z_loss * jnp.sum(squared_normalizer) if config.optim.z_loss else 0.0
-        return total + penalty, (total, jnp.sum(mask))
-
-    gradients = jax.grad(objective, has_aux=True)
-    parts = config.optim.accumulation
-    if parts == 1:
-        grads, (loss, count) = gradients(params, batch)
-        return loss, count, grads
-
-    def add(sums, part):
-        grads, (loss, count) = gradients(params, part)
-        return jax.tree.map(jnp.add, sums, (loss, count, grads)), None
-
-    # Every part takes rows from all over the batch, so that sharded rows stay on their devices.
-    split = jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
-    )
-    zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, zeros, split)[0]
+    cross_entropy_BT, squared_normalizer_BT = (term.reshape(mask_BT.shape) for term in terms)
+    return cross_entropy_BT, squared_normalizer_BT, mask_BT
 
 
 def train_step(
@@ -112,16 +104,15 @@ def train_step(
     Args:
       config: the run's.
       state: parameters, moments, counts.
-      batch: int32 arrays of `data.batches.Batch`, all
-        `[batch_size, seq_len]`.
+      batch: int32 arrays of `data.batches.Batch`, all `[batch_size, seq_len]`.
 
     Returns:
       The new state and the step's metrics.
     """
     anneal = schedules.anneal(config, state.step)
-    loss, count, grads = _summed_gradients(config, state.params, batch, anneal)
-    count = jnp.maximum(count, 1.0)
-    loss, grads = loss / count, jax.tree.map(lambda g: g / count, grads)
+    sums = _accumulate(config, state.params, batch, anneal)
+    count = jnp.maximum(sums.tokens, 1.0)
+    loss, grads = sums.loss / count, jax.tree.map(lambda g: g / count, sums.grads)
     norm = optax.tree.norm(grads)
 
     directions, moments = optimizer.make_direction(config.optim).update(
@@ -145,5 +136,35 @@ def train_step(
         skipped=state.skipped + bad,
         skipped_in_row=(state.skipped_in_row + 1) * bad,
     )
-    metrics = StepMetrics(loss, count, norm, lr, state.skipped, state.skipped_in_row)
-    return state, metrics
+    return state, StepMetrics(loss, sums.tokens, norm, lr, state.skipped, state.skipped_in_row)
+
+
+def _accumulate(config: TrainConfig, params: Any, batch: Batch, anneal: Anneal) -> _Sums:
+    """Sums of a batch, in parts one after the other; they are divided by the token count once."""
+    parts = config.optim.accumulation
+    if parts == 1:
+        return _sums(config, params, batch, anneal)
+    # Every part takes rows from all over the batch, so that sharded rows stay on their devices.
+    split = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(sums: _Sums, part: Batch) -> tuple[_Sums, None]:
+        return jax.tree.map(jnp.add, sums, _sums(config, params, part, anneal)), None
+
+    zeros = _Sums(jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def _sums(config: TrainConfig, params: Any, batch: Batch, anneal: Anneal) -> _Sums:
+    """Cross-entropy, token count, and gradients of the objective: of all tokens together."""
+
+    def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        cross_entropy_BT, squared_normalizer_BT, mask_BT = loss_sums(config, params, batch, anneal)
+        loss = total = jnp.sum(cross_entropy_BT)
+        if config.optim.z_loss:
+            total += config.optim.z_loss * jnp.sum(squared_normalizer_BT)
+        return total, (loss, jnp.sum(mask_BT))
+
+    grads, (loss, tokens) = jax.grad(objective, has_aux=True)(params)
+    return _Sums(loss, tokens, grads)

@@ -61,6 +61,8 @@ class Flags:
     output: str = ""
     """The results; by default this folder's results.json, or WORK/results.json if arguments
     changed the configuration or the time."""
+    force: bool = False
+    """Begin the results anew."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,14 +82,12 @@ def _main(argv: Sequence[str]) -> int:
     base = study.resolve(BASE, overrides)
     texts = cut_text(Path(flags.text), work, base)
     base = with_vocabulary(base, texts["training"]["vocabulary"])
+    settings = {"overrides": portable(overrides), "seconds": flags.seconds, "text": texts}
+    observed = measure.observe()
+    record = open_record(path, "char_shakespeare", observed, settings, force=flags.force)
+    record["yardstick"] = YARDSTICK
+    record.setdefault("runs", {})
     overrides += study.reading(work / "training")
-    record = open_record(path, "char_shakespeare", measure.observe(), force=True)
-    record |= {
-        "overrides": portable(overrides[:-1]),
-        "seconds": flags.seconds,
-        "yardstick": YARDSTICK,
-    }
-    record |= {"text": texts, "runs": {}}
     failed = 0
     for seed in range(flags.seeds):
         for variant in chosen:

@@ -4,8 +4,8 @@
     python -m experiments.mixers_and_ternary.run --seeds=1 --only='ternary-*' --config.steps=200
 
 Equal parameters (the MLP's width makes up for the mixer's size), equal text, equal steps. Runs go
-to --work, one after the other, seed by seed; finished ones are left alone. results.json is made
-from their files.
+to --work, one after the other, seed by seed; finished ones are left alone. What they wrote is
+gathered in results.json, which is brought up to date after each.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Flags:
     output: str = ""
     """The results; by default this folder's results.json, or WORK/results.json if arguments
     changed the configuration."""
+    force: bool = False
+    """Begin the results anew."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,8 +73,10 @@ def _main(argv: Sequence[str]) -> int:
     text = study.prepare_text(base.data, work / "text")
     base = with_vocabulary(base, text["vocabulary"])
     kinds = {kind: _kind_overrides(kind, base.model) for kind in chosen}
-    record = open_record(path, "mixers_and_ternary", measure.observe(), force=True)
-    record |= {"overrides": portable(overrides), "text": text, "runs": {}}
+    settings = {"overrides": portable(overrides), "text": text}
+    observed = measure.observe()
+    record = open_record(path, "mixers_and_ternary", observed, settings, force=flags.force)
+    record.setdefault("runs", {})
     failed = 0
     for seed in range(flags.seeds):
         for kind, own in kinds.items():

@@ -83,11 +83,11 @@ def test_an_empty_prompt_starts_a_document(trained_run: Path, capsys: Captured):
 
 
 def test_statistics(trained_run: Path, capsys: Captured):
-    for count, rate in ((1, ""), (2, ""), (30, r", the later ones at \d+ tok/s")):
-        assert main([f"--model={trained_run}", "--prompt=abc", f"--max_tokens={count}"]) == 0
+    for limit, count in ((1, "1 tokens"), (30, r"\d+ tokens, the later ones at \d+ tok/s")):
+        assert main([f"--model={trained_run}", "--prompt=abc", f"--max_tokens={limit}"]) == 0
         assert re.fullmatch(
             r"step 4 loaded in \d+\.\d s, 4 prompt tokens, "
-            rf"first token after \d+\.\d\d s with compilation, {count} tokens{rate}\n",
+            rf"first token after \d+\.\d\d s with compilation, {count}\n",
             capsys.readouterr().err,
         )
 
@@ -122,11 +122,9 @@ def test_mistakes(trained_run: Path, capsys: Captured, flags: list[str], code: i
 
 
 def test_ctrl_c_ends_the_text(trained_run: Path):
-    # The likeliest tokens go round in circles, and never end the document by themselves.
-    flags = ["--prompt=abc", "--max_tokens=1000000", "--temperature=0"]
-    process = start(f"--model={trained_run}", *flags)
+    process = start(f"--model={trained_run}", "--prompt=abc", "--max_tokens=1000000")
     assert process.stdout
-    assert process.stdout.read(4).startswith(b"abc")
+    assert process.stdout.read(3) == b"abc"  # the first step is being compiled
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED

@@ -1,0 +1,1 @@
+"""Studies of quality; see README.md. Not part of the installed package."""

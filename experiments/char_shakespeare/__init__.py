@@ -1,0 +1,1 @@
+"""Ternary models beside nanoGPT on characters; see README.md."""

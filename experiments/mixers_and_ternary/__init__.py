@@ -1,0 +1,1 @@
+"""What ternary weights cost with each mixer; see README.md."""
