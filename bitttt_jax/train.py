@@ -34,8 +34,8 @@ def _main(argv: Sequence[str]) -> int:
     from bitttt_jax.distributed import processes
     from bitttt_jax.runs.console import Console
     from bitttt_jax.runs.directory import RunDirectory
+    from bitttt_jax.training.first_process import first_process_first
     from bitttt_jax.training.hardware import keep_freed_memory
-    from bitttt_jax.training.setup import first_process_first
 
     processes.configure(flags.platform, flags.sim_devices)
     keep_freed_memory()
@@ -67,7 +67,105 @@ def _train(flags: TrainFlags, run: RunDirectory, console: Console, argv: Sequenc
         return ExitCode.OK
 
     from bitttt_jax.distributed.signals import StopRequest
+    from bitttt_jax.models.counts import count
     from bitttt_jax.runs.metrics import MetricsWriter
     from bitttt_jax.training import describe, setup
     from bitttt_jax.training.loop import Trainer
-'''
+
+    mesh = setup.make_mesh(flags.config)
+    console.banner(f"bitttt-jax  {_how(run, plan)}", [("version", describe.describe_versions())])
+    for key, before, now in difference(flags.preset, flags.config):
+        console.line("config", f"{key} = {now}  ({flags.spec}: {before})")
+    run.update(state="compiling")
+    data = setup.open_data(flags.config, run, console)
+    config = with_vocabulary(flags.config, data.tokenizer.vocab_size)
+    counts = count(config.model, config.data.seq_len)
+    console.line("model", describe.describe_model(config, counts))
+    console.line("data", describe.describe_data(config.data, data))
+    console.line("optim", describe.describe_optimizer(config))
+    console.line("mesh", describe.describe_mesh(mesh, config))
+    if data.validation is None:
+        console.warning("no document is held out: training goes on without validation")
+        run.event("warn", text="no held-out documents")
+    with (
+        StopRequest(config.max_minutes) as stop,
+        setup.open_checkpoints(config, run) as checkpoints,
+        MetricsWriter(run, tensorboard=config.log.tensorboard, resumed_step=plan.step) as metrics,
+    ):
+        compiled = setup.compile_steps(config, mesh, run, console)
+        console.line("memory", describe.describe_memory(compiled))
+        console.line("log", f"tensorboard --logdir={run.tensorboard_path}   {run.metrics_path}")
+        trainer = Trainer(
+            config=config,
+            run=run,
+            console=console,
+            metrics=metrics,
+            checkpoints=checkpoints,
+            data=data,
+            compiled=compiled,
+            counts=counts,
+            sample=functools.partial(_continue_prompt, config, data.tokenizer),
+        )
+        state = setup.restore_or_init(config, compiled, checkpoints, plan.step)
+        return trainer.fit(state, start, stop)
+
+
+def _prepare(flags: TrainFlags, run: RunDirectory) -> ResumePlan:
+    """Decides how the run starts, and makes its folder ready; process 0 does so for all."""
+    from bitttt_jax.runs import resume
+    from bitttt_jax.training.first_process import first_process_first
+
+    config_json = to_json(flags.config)
+    plan = first_process_first(lambda: resume.prepare(run, config_json, flags.resume))
+    if run.read_config() != config_json:
+        raise ConfigError(
+            f"this process doesn't see what process 0 wrote to {run.path}",
+            fix="a --workdir on a file system that all hosts share",
+        )
+    return plan
+
+
+def _how(run: RunDirectory, plan: ResumePlan) -> str:
+    if plan.step is not None:
+        return f"RESUMING {run.path} from step {plan.step}"
+    moved = f"  (earlier files moved to {plan.moved_to})" if plan.moved_to else ""
+    return f"NEW RUN {run.path}{moved}   (Ctrl-C saves and stops)"
+
+
+def _continue_prompt(config: TrainConfig, tokenizer: Tokenizer, params: Any) -> str:
+    from bitttt_jax.inference.generate import generate
+    from bitttt_jax.inference.prompt import encode_prompt
+    from bitttt_jax.inference.sampling import SamplingConfig
+
+    ids = generate(
+        config.model,
+        params,
+        encode_prompt(tokenizer, config.eval.sample_prompt),
+        config.eval.sample_tokens,
+        sampling=SamplingConfig(temperature=0.8, top_p=0.95),
+        seed=config.seed,
+        stop_ids=(tokenizer.eos_id,),
+        num_tokens=tokenizer.vocab_size,
+    )
+    return tokenizer.decode(list(ids))
+
+
+def _dry_run(flags: TrainFlags, console: Console) -> ExitCode:
+    """Does all that needs neither the text nor a run directory, compilation included."""
+    from bitttt_jax.models.counts import count
+    from bitttt_jax.runs.directory import RunDirectory
+    from bitttt_jax.training import describe, setup
+
+    mesh = setup.make_mesh(flags.config)
+    config = with_vocabulary(flags.config, setup.vocabulary_ahead(flags.config))
+    console.line("model", describe.describe_model(config, count(config.model, config.data.seq_len)))
+    console.line("optim", describe.describe_optimizer(config))
+    console.line("mesh", describe.describe_mesh(mesh, config))
+    compiled = setup.compile_steps(config, mesh, RunDirectory(flags.workdir), console)
+    console.line("memory", describe.describe_memory(compiled))
+    console.line("done", f"--dry_run: nothing was trained, nothing written to {flags.workdir}")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,17 +12,26 @@ from bitttt_jax.config import (
     OptimConfig,
     TokenizerConfig,
     TrainConfig,
+    TTTConfig,
 )
 
 
 def get_config() -> TrainConfig:
     return TrainConfig(
         name="quickstart",
-        steps=1000,
-        model=ModelConfig(dim=256, num_layers=4, num_heads=4, mlp_dim=688, mixers=("ttt_linear",)),
-        data=DataConfig(
-            tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), seq_len=512, batch_size=4
+        steps=420,
+        model=ModelConfig(
+            dim=256,
+            num_layers=4,
+            num_heads=4,
+            mlp_dim=688,
+            mixers=("ttt_linear",),
+            scan_unroll=4,
+            ttt=TTTConfig(remat_group=0),
         ),
-        optim=OptimConfig(lr=1.5e-3, warmup_steps=50),
-        eval=EvalConfig(every_steps=250, sample_prompt="def "),
+        data=DataConfig(
+            tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), seq_len=512, batch_size=8
+        ),
+        optim=OptimConfig(lr=3e-3, warmup_steps=40),
+        eval=EvalConfig(every_steps=140, sample_prompt="def "),
     )

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,21 +25,12 @@ from bitttt_jax.data.shards import load_tokenizer
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.distributed import mesh as meshes
 from bitttt_jax.distributed.rules import shardings
-from bitttt_jax.errors import BittttError, ExitCode
 from bitttt_jax.runs.checkpoints import Checkpoints
 from bitttt_jax.runs.console import Console
 from bitttt_jax.runs.directory import RunDirectory
-from bitttt_jax.runs.failures import describe_failure
 from bitttt_jax.training.evaluate import EvalSums, eval_step
+from bitttt_jax.training.first_process import first_process_first
 from bitttt_jax.training.step import StepMetrics, TrainState, init_state, train_step
-
-T = TypeVar("T")
-
-
-class FirstProcessError(BittttError):
-    """Process 0 failed while the others waited for it; it says why."""
-
-    kind = "first_process"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +69,9 @@ class Feed:
 
     def to_devices(self, read: Batch) -> Any:
         """Makes the rows that each process has read one batch of global, sharded arrays."""
-        own = {name: np.asarray(rows_BT)[self._own - self.rows[0]] for name, rows_BT in read.items()}
+        own = {
+            name: np.asarray(rows_BT)[self._own - self.rows[0]] for name, rows_BT in read.items()
+        }
         return meshes.to_global(own, self.mesh, self.batch_size)
 
 
@@ -96,34 +89,6 @@ class Compiled:
     """Parameters and moments on a device."""
     temporary_bytes: int
     """What a train step needs on a device besides them, by the compiler's count."""
-
-
-def first_process_first(action: Callable[[], T]) -> T:
-    """Runs an action in process 0, and when it is done there in the others.
-
-    Raises:
-      FirstProcessError: in the others, if it failed in process 0, with the same exit code.
-    """
-    if jax.process_count() == 1:
-        return action()
-    failure: BaseException | None = None
-    result: T | None = None
-    is_first = jax.process_index() == 0
-    if is_first:
-        try:
-            result = action()
-        except BaseException as error:
-            failure = error
-    code = describe_failure(failure).exit_code if failure else 0
-    code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
-    if failure is not None:
-        raise failure
-    if code:
-        error = FirstProcessError("process 0 failed; its output says why")
-        if code in set(ExitCode):
-            error.exit_code = ExitCode(code)
-        raise error
-    return result if is_first else action()  # type: ignore[return-value]
 
 
 def open_data(config: TrainConfig, run: RunDirectory, console: Console) -> Data:
@@ -182,20 +147,30 @@ def vocabulary_ahead(config: TrainConfig) -> int:
     return (Tokenizer.load(tokenizer.path) if is_file else Tokenizer.bytes()).vocab_size
 
 
-def compile_steps(config: TrainConfig, run: RunDirectory, console: Console) -> Compiled:
-    """Makes the mesh and compiles train and eval step for the run's only shapes.
-
-    Args:
-      config: the run's, its vocabulary size known.
-      run: where it is recorded, if this process has started the run.
-      console: where it is shown.
+def make_mesh(config: TrainConfig) -> Mesh:
+    """Arranges the devices as the run wants them.
 
     Raises:
       ConfigError: the devices, the mesh and the batch size don't fit together.
     """
     mesh = meshes.make_mesh(config.mesh)
+    meshes.check_batch_size(config.data.batch_size, config.optim.accumulation, mesh)
+    return mesh
+
+
+def compile_steps(config: TrainConfig, mesh: Mesh, run: RunDirectory, console: Console) -> Compiled:
+    """Compiles train and eval step for the run's only shapes.
+
+    Args:
+      config: the run's, its vocabulary size known.
+      mesh: made by `make_mesh`.
+      run: where it is recorded, if this process has started the run.
+      console: where it is shown.
+
+    Raises:
+      ConfigError: the mesh doesn't divide the model.
+    """
     batch_size, parts = config.data.batch_size, config.optim.accumulation
-    meshes.check_batch_size(batch_size, parts, mesh)
     train_feed, eval_feed = Feed(mesh, batch_size), Feed(mesh, batch_size // parts)
     abstract = jax.eval_shape(functools.partial(init_state, config))
     state_shardings = shardings(abstract, mesh)

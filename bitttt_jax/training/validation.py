@@ -116,7 +116,9 @@ class Validation:
         assert self._split is not None
         self._run.update(state="evaluating")
         result = evaluate(
-            lambda rows: self._compiled.eval_step(params, self._compiled.eval_feed.to_devices(rows)),
+            lambda rows: self._compiled.eval_step(
+                params, self._compiled.eval_feed.to_devices(rows)
+            ),
             self._batches(count),
             self._split.text_bytes / self._split.num_tokens,
             lambda done: self._console.eval_progress(done, count),
