@@ -34,6 +34,7 @@ def _main(argv: Sequence[str]) -> int:
     from bitttt_jax.distributed import processes
     from bitttt_jax.runs.console import Console
     from bitttt_jax.runs.directory import RunDirectory
+    from bitttt_jax.runs.failures import classify
     from bitttt_jax.training.first_process import first_process_first
     from bitttt_jax.training.hardware import keep_freed_memory
 
@@ -44,7 +45,10 @@ def _main(argv: Sequence[str]) -> int:
     first = jax.process_index() == 0
     mode = flags.console if first else "silent"
     if flags.dry_run:
-        return _dry_run(flags, Console(mode=mode))
+        try:
+            return _dry_run(flags, Console(mode=mode))
+        except Exception as error:
+            raise classify(error) or error from error
     with first_process_first(lambda: RunDirectory.open(flags.workdir, writer=first)) as run:
         log = run.log_path if first else run.path / f"train.{jax.process_index()}.log"
         with Console(mode=mode, log_file=log) as console:

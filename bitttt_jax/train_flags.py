@@ -124,7 +124,7 @@ def _define_flags() -> flags.FlagValues:
     ):
         flags.DEFINE_integer(name, count, text, lower_bound=lower, flag_values=values)
     for name, text in (
-        ("dry_run", "compile the step, report memory and parameters, train nothing"),
+        ("dry_run", "describe model, mesh and memory, then stop; reads and writes nothing"),
         ("print_config", "print the configuration in effect as JSON and stop"),
     ):
         flags.DEFINE_boolean(name, False, text, flag_values=values)

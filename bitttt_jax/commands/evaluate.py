@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from bitttt_jax.commands.prepare import _progress
+from bitttt_jax.commands.progress import show_progress
 from bitttt_jax.errors import ConfigError, DataError, run_main
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _main(argv: Sequence[str]) -> None:
     from bitttt_jax.training.setup import open_split
 
     use_compile_cache()
-    with out_of_memory("a smaller --batch_size or --seq_len"), _progress() as progress:
+    with out_of_memory("a smaller --batch_size or --seq_len"), show_progress() as progress:
         model = load_run(flags.model, flags.step)
         config = _config(model.config, flags)
         with _open_text(model, flags, progress) as text:

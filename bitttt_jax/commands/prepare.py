@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from bitttt_jax.commands.progress import show_progress
 from bitttt_jax.config import DataConfig, SourceConfig, TokenizerConfig
 from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
-    from bitttt_jax.data.build import Progress
     from bitttt_jax.data.manifest import Manifest
 
 _DATA = DataConfig()
@@ -74,7 +72,7 @@ def _main(argv: Sequence[str]) -> None:
         config = _config(flags)
         from bitttt_jax.data.prepare import prepare
 
-        with _progress() as progress:
+        with show_progress() as progress:
             manifest, folder = prepare(config, flags.output, progress=progress), flags.output
     _report(manifest, folder, time.monotonic() - started)
 
@@ -103,45 +101,6 @@ def _tokenizer_config(flags: Flags) -> TokenizerConfig:
     if flags.tokenizer == "bytes":
         return TokenizerConfig()
     return TokenizerConfig(kind="file", path=flags.tokenizer)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar per activity on a terminal, a line per tenth elsewhere; both on stderr."""
-    if not sys.stderr.isatty():
-        yield _plain_progress()
-        return
-    import rich.console
-    import rich.markup
-    import rich.progress
-
-    with rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-    ) as bars:
-        tasks: dict[str, rich.progress.TaskID] = {}
-
-        def show(activity: str, done: int, total: int) -> None:
-            if activity not in tasks:
-                tasks[activity] = bars.add_task(rich.markup.escape(activity), total=total)
-            bars.update(tasks[activity], completed=done)
-
-        yield show
-
-
-def _plain_progress() -> Callable[[str, int, int], None]:
-    shown: dict[str, int] = collections.defaultdict(lambda: -1)
-
-    def show(activity: str, done: int, total: int) -> None:
-        tenth = 10 * done // total if total else 10
-        if tenth > shown[activity]:
-            shown[activity] = tenth
-            print(f"{activity}: {10 * tenth} %", file=sys.stderr)
-
-    return show
 
 
 def _report(manifest: Manifest, folder: str, seconds: float) -> None:

@@ -31,7 +31,7 @@ class TernaryReport(NamedTuple):
     flip_share: jax.Array
     """Share of codes that differ from earlier ones."""
     threshold_distance: jax.Array
-    """Mean distance of latent weights from the nearest rounding threshold, in units of the scale."""
+    """Mean distance of latent weights from a rounding threshold, in units of the scale."""
     scale: jax.Array
     """Mean weight scale."""
     histogram: jax.Array
