@@ -117,7 +117,7 @@ class Runner(contextlib.ExitStack):
         from bitttt_jax.runs.directory import RunDirectory
         from bitttt_jax.training import hardware, setup
 
-        getattr(hardware, "keep_freed_memory", lambda: None)()  # newer than some revisions
+        hardware.keep_freed_memory()
         self._steps, self._scratch = steps, scratch
         # The last timed step ends where another begins, and that one is no more timed.
         segment = _WARM_UP + steps + 1
@@ -126,11 +126,11 @@ class Runner(contextlib.ExitStack):
         data = setup.open_data(config, run, silent)
         self._data = dataclasses.replace(data, validation=None)
         config = with_vocabulary(config, data.tokenizer.vocab_size)
-        self._compiled = setup.compile_steps(config, silent)
+        self._compiled = setup.compile_steps(config, setup.make_mesh(config), run, silent)
         self._initial = setup.restore_or_init(config, self._compiled, None, None)
+        feed = self._compiled.train_feed
         self._batches = [
-            self._compiled.to_devices(data.train.batch(step, self._compiled.rows))
-            for step in range(segment)
+            feed.to_devices(data.train.batch(step, feed.rows)) for step in range(segment)
         ]
         config = dataclasses.replace(
             config,
@@ -150,6 +150,8 @@ class Runner(contextlib.ExitStack):
         """Runs one turn; returns the mean over its timed steps."""
         import jax
 
+        from bitttt_jax.distributed.signals import StopRequest
+
         state = jax.block_until_ready(jax.tree.map(jax.numpy.copy, self._initial))
         if way == "bare":
             step = TimedStep(self._compiled.train_step)
@@ -159,7 +161,8 @@ class Runner(contextlib.ExitStack):
             trainer = self._trainers[way]
             step = TimedStep(self._compiled.train_step)
             trainer.compiled = dataclasses.replace(self._compiled, train_step=step)
-            trainer.fit(state, 0)
+            with StopRequest() as stop:
+                trainer.fit(state, 0, stop)
         return (step.begun[_WARM_UP + self._steps] - step.begun[_WARM_UP]) / self._steps
 
     def _run_bare(self, step: TimedStep, state: Any) -> None:
@@ -194,7 +197,6 @@ class Runner(contextlib.ExitStack):
             data=self._data,
             compiled=self._compiled,
             counts=count(config.model, config.data.seq_len),
-            peak_flops=1.0,
             sample=lambda params: "",
         )
 

@@ -1,19 +1,19 @@
-"""How long the parts of a run's start took, from the times of the files that it leaves.
+"""How long the parts of a run's start took, from the files that it leaves.
 
-A run writes config.json once JAX is imported, tokenizer.json once its tokens are there, opens its
-TensorBoard file once both steps are compiled, and writes a row of metrics after its first steps.
+A run writes tokenizer.json once its libraries are loaded and its tokens are there, an event for
+each function that it compiles, and rows of metrics.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bitttt_jax.runs.directory import RunDirectory
+
+_FUNCTIONS = ("train_step", "eval_step")
 
 
 def compile_seconds(run: RunDirectory) -> float:
-    """Seconds in which the newest start of a run built its model and compiled both steps."""
-    return _compiled_at(run) - _data_ready_at(run)
+    """Seconds in which the newest start of a run traced and compiled its steps."""
+    return sum(event["seconds"] for event in _newest_compilations(run))
 
 
 def start_phases(run: RunDirectory, launched: float, first_row: float) -> dict[str, float]:
@@ -24,21 +24,16 @@ def start_phases(run: RunDirectory, launched: float, first_row: float) -> dict[s
       launched: when the command was given, seconds since 1970.
       first_row: `t` of that row.
     """
-    imported = run.config_path.stat().st_mtime
-    data, compiled = _data_ready_at(run), _compiled_at(run)
+    has_data = (run.path / "tokenizer.json").stat().st_mtime
+    compiled = max(event["t"] for event in _newest_compilations(run))
     return {
-        "import_s": imported - launched,
-        "open_data_s": data - imported,
-        "compile_s": compiled - data,
+        "import_and_open_data_s": has_data - launched,
+        "compile_s": compiled - has_data,
         "first_step_s": first_row - compiled,
     }
 
 
-def _data_ready_at(run: RunDirectory) -> float:
-    return (run.path / "tokenizer.json").stat().st_mtime
-
-
-def _compiled_at(run: RunDirectory) -> float:
-    newest: Path = max(run.tensorboard_path.glob("events.out.tfevents.*"))
-    seconds, nanoseconds = newest.name.split(".")[3:5]
-    return int(seconds) + int(nanoseconds) / 1e9
+def _newest_compilations(run: RunDirectory) -> list[dict[str, float]]:
+    events, _ = run.read_events()
+    newest = {event["function"]: event for event in events if event["kind"] == "compile"}
+    return [newest[function] for function in _FUNCTIONS]

@@ -91,19 +91,20 @@ def measure_ours(case: Case, size: Size, seconds: float, at_least: int) -> dict[
     import jax
 
     from bitttt_jax.models.counts import count
+    from bitttt_jax.runs.directory import RunDirectory
     from bitttt_jax.training import hardware, setup
 
-    # As a training run does; earlier revisions, measured with this script, had no such function.
-    getattr(hardware, "keep_freed_memory", lambda: None)()
+    hardware.keep_freed_memory()
     config = make_config(case, size)
     counts = count(config.model, case.seq_len)
     timer = PhaseTimer()
-    compiled = setup.compile_steps(config, timer)
+    # A folder that this process hasn't started a run in: nothing is written.
+    compiled = setup.compile_steps(config, setup.make_mesh(config), RunDirectory("."), timer)
     memory = compiled.train_step.memory_analysis()
     state = setup.restore_or_init(config, compiled, None, None)
     rows = random_rows(config, _DISTINCT_BATCHES * case.batch)
     split = lambda i: {k: v[i * case.batch : (i + 1) * case.batch] for k, v in rows.items()}
-    batches = [compiled.to_devices(split(i)) for i in range(_DISTINCT_BATCHES)]
+    batches = [compiled.train_feed.to_devices(split(i)) for i in range(_DISTINCT_BATCHES)]
     rss = measure.peak_rss_mib()
 
     def dispatch(number: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import signal
 import statistics
 import subprocess
@@ -170,56 +171,43 @@ def describe_run(run: RunDirectory) -> dict[str, Any]:
     """
     rows, _ = run.read_metrics()
     events, _ = run.read_events()
-    evaluations = [row for row in rows if "eval/loss" in row]
-    intervals = _intervals(rows, [e["step"] for e in events if e["kind"] == "resume"])
-    seconds = list(itertools.accumulate(step_s * steps for step_s, steps, _ in intervals))
-    tokens = [row["perf/tokens_per_s"] * row["perf/step_s"] for *_, row in intervals]
-    last = intervals[-1][2]
+    # The last one, of all the held-out text, takes the place of an earlier one of the same step.
+    validation = {
+        row["step"]: (row[f"{group}/loss"], row[f"{group}/bpb"])
+        for group in ("eval", "final")
+        for row in rows
+        if f"{group}/loss" in row
+    }
+    rows = [row for row in rows if row.get("train/loss") is not None]
+    rates = [row for row in rows if "perf/step_s" in row]
+    usual = statistics.median(row["perf/step_s"] for row in rates)
+    tokens = statistics.mean(row["perf/tokens_per_s"] * row["perf/step_s"] for row in rates)
+    steps = [b - a for a, b in itertools.pairwise([0, *(row["step"] for row in rows)])]
+    # An interval has no rates if its only step was the first of a start, which isn't timed.
+    step_s = [row.get("perf/step_s", usual) for row in rows]
+    seconds = list(itertools.accumulate(map(operator.mul, step_s, steps)))
     return {
-        "steps": last["step"],
-        "tokens": round(sum(t * n for t, (_, n, _) in zip(tokens, intervals, strict=True))),
+        "steps": rows[-1]["step"],
+        "tokens": round(tokens * rows[-1]["step"]),
+        "tokens_and_padding": int(rows[-1]["train/tokens"]),
         "training_s": round(seconds[-1], 1),
         "validation_s": round(sum(e["seconds"] for e in events if e["kind"] == "eval"), 1),
         "compile_s": round(run_times.compile_seconds(run), 1),
-        "step_s": measure.spread([step_s for step_s, _, _ in intervals]),
-        "tokens_per_s": measure.spread(
-            [t / step_s for t, (step_s, _, _) in zip(tokens, intervals, strict=True)]
-        ),
-        "skipped_updates": int(last["train/skipped"]),
-        "peak_rss_mib": round(1024 * last["mem/host_peak_gib"], 1),
+        "step_s": measure.spread(step_s),
+        "tokens_per_s": measure.spread([row["perf/tokens_per_s"] for row in rates]),
+        "skipped_updates": int(rows[-1]["train/skipped"]),
+        "peak_rss_mib": round(1024 * rows[-1]["mem/host_peak_gib"], 1),
         "training": {
-            "step": [row["step"] for *_, row in intervals],
+            "step": [row["step"] for row in rows],
             "seconds": [round(s, 2) for s in seconds],
-            "loss": [measure.rounded(row["train/loss"], 5) for *_, row in intervals],
+            "loss": [measure.rounded(row["train/loss"], 5) for row in rows],
         },
         "validation": {
-            name: [row[key] for row in evaluations]
-            for name, key in (
-                ("step", "step"),
-                ("loss", "eval/loss"),
-                ("bits_per_byte", "eval/bpb"),
-            )
+            "step": list(validation),
+            "loss": [loss for loss, _ in validation.values()],
+            "bits_per_byte": [bits for _, bits in validation.values()],
         },
     }
-
-
-def _intervals(
-    rows: Sequence[dict[str, Any]], resumed: Sequence[int]
-) -> list[tuple[float, int, dict[str, Any]]]:
-    """Seconds a step, number of steps, and row of metrics for each interval between such rows.
-
-    The interval after a start also holds the beginning of the reading threads and of the loop:
-    what its steps took is taken from the others.
-    """
-    rows = [row for row in rows if "perf/step_s" in row]
-    ends = [0, *(row["step"] for row in rows)]
-    pairs = list(itertools.pairwise(ends))
-    is_first = [any(a <= start < b for start in (0, *resumed)) for a, b in pairs]
-    usual = [row["perf/step_s"] for row, first in zip(rows, is_first, strict=True) if not first]
-    return [
-        (statistics.median(usual) if first and usual else row["perf/step_s"], b - a, row)
-        for row, first, (a, b) in zip(rows, is_first, pairs, strict=True)
-    ]
 
 
 def mean_and_range(values: Sequence[float]) -> str:

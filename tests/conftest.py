@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # JAX reads these when it is first imported; processes that tests start inherit them.
@@ -14,3 +15,5 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Tests compile much and compute little: this halves the time that compilation takes.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and all they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -171,21 +171,24 @@ def test_records_name_no_folders(load):
 
 def test_phases_of_a_start_add_up(load, tmp_path: Path):
     run = RunDirectory(tmp_path)
-    run.tensorboard_path.mkdir()
-    for name, modified in (("config.json", 102.0), ("tokenizer.json", 102.5)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (modified, modified))
-    for opened in ("0000000050.000000000", "0000000110.250000000"):
-        (run.tensorboard_path / f"events.out.tfevents.{opened}.some.host").touch()
+    (tmp_path / "tokenizer.json").touch()
+    os.utime(tmp_path / "tokenizer.json", (102.5, 102.5))
+    rows = [
+        {"t": 60.0, "kind": "compile", "function": "train_step", "seconds": 40.0},
+        {"t": 70.0, "kind": "compile", "function": "eval_step", "seconds": 10.0},
+        {"t": 108.0, "kind": "compile", "function": "train_step", "seconds": 5.0},
+        {"t": 110.25, "kind": "compile", "function": "eval_step", "seconds": 2.25},
+        {"t": 112.0, "kind": "warn"},
+    ]
+    run.events_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_times = load("benchmarks.run_times")
     phases = run_times.start_phases(run, launched=100.0, first_row=111.0)
     assert phases == {
-        "import_s": 2.0,
-        "open_data_s": 0.5,
+        "import_and_open_data_s": 2.5,
         "compile_s": 7.75,
         "first_step_s": 0.75,
     }
-    assert run_times.compile_seconds(run) == 7.75
+    assert run_times.compile_seconds(run) == 7.25
 
 
 @pytest.fixture

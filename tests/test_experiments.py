@@ -113,46 +113,44 @@ def test_the_text_is_cut_at_nine_tenths(load, tmp_path: Path):
 
 
 def write_run(path: Path, resumed_at: int) -> RunDirectory:
-    """The files of a run whose steps took 0.5 s and 100 tokens, and whose starts took 9 s."""
+    """The files of a run whose steps took 0.5 s, and had 100 tokens and 28 of padding."""
     run = RunDirectory(path)
     metrics, events = JsonLines(run.metrics_path), JsonLines(run.events_path)
+    for start, seconds in ((0, 50.0), (resumed_at, 3.0)):
+        events.append({"kind": "compile", "function": "train_step", "seconds": seconds})
+        events.append({"kind": "compile", "function": "eval_step", "seconds": seconds / 10})
+        if start:
+            events.append({"kind": "resume", "step": start})
     for step in range(10, 50, 10):
-        starts = step - 10 <= resumed_at < step or step == 10
-        step_s = 1.4 if starts else 0.5
-        metrics.append(
-            {
-                "step": step,
-                "train/loss": 5 - step / 10,
-                "train/skipped": 0.0,
-                "perf/step_s": step_s,
-                "perf/tokens_per_s": 100 / step_s,
-                "mem/host_peak_gib": 0.5,
-            }
-        )
+        row = {"step": step, "train/loss": 5 - step / 10, "train/skipped": 0.0}
+        row |= {"train/tokens": 128.0 * step, "mem/host_peak_gib": 0.5}
+        if step != resumed_at + 1:  # one step, the first after a start, has no time
+            row |= {"perf/step_s": 0.5, "perf/tokens_per_s": 200.0}
+        metrics.append(row)
         if step % 20 == 0:
             metrics.append({"step": step, "eval/loss": 6.0, "eval/bpb": step / 10})
             events.append({"kind": "eval", "step": step, "seconds": 2.0})
-    events.append({"kind": "resume", "step": resumed_at})
+    metrics.append({"step": 40, "final/loss": 6.5, "final/bpb": 4.5})
     for log in (metrics, events):
         log.close()
-    run.tensorboard_path.mkdir()
-    (run.tensorboard_path / "events.out.tfevents.0000000110.500000000.host").touch()
-    (path / "tokenizer.json").touch()
-    os.utime(path / "tokenizer.json", (100.0, 100.0))
     return run
 
 
-@pytest.mark.parametrize("resumed_at", [20, 25])
-def test_starts_are_not_counted_as_training(load, tmp_path: Path, resumed_at: int):
+@pytest.mark.parametrize("resumed_at", [20, 29])
+def test_a_run_is_described_by_its_files(load, tmp_path: Path, resumed_at: int):
     found = load("experiments.study").describe_run(write_run(tmp_path, resumed_at))
     assert found["steps"] == 40
     assert found["tokens"] == 4000
-    assert found["training_s"] == pytest.approx(20.0)
+    assert found["tokens_and_padding"] == 5120
+    assert found["training_s"] == 20.0
     assert found["validation_s"] == 4.0
-    assert found["compile_s"] == 10.5
+    assert found["compile_s"] == 3.3
     assert found["tokens_per_s"]["min"] == found["tokens_per_s"]["max"] == 200.0
     assert found["training"]["seconds"] == [5.0, 10.0, 15.0, 20.0]
-    assert found["validation"]["bits_per_byte"] == [2.0, 4.0]
+    assert found["training"]["loss"] == [4.0, 3.0, 2.0, 1.0]
+    assert found["validation"]["step"] == [20, 40]
+    assert found["validation"]["loss"] == [6.0, 6.5]
+    assert found["validation"]["bits_per_byte"] == [2.0, 4.5]
 
 
 def test_a_study_trains_once_and_is_drawn(load, tmp_path: Path, text: Path):

@@ -91,7 +91,7 @@ def test_parameters_are_split_by_hand(settings, ternary, expected, tied):
 
 def test_state_and_cache_are_those_that_are_made():
     mixers = ("ttt_linear", "attention", "ttt_mlp")
-    config = samples.config(**{**SIZES, "mixers": mixers, "num_layers": 6})
+    config = samples.config(**{**SIZES, "mixers": mixers, "num_layers": 3})
     count = counts.count(config, seq_len=8)
 
     def size(slots):
@@ -100,7 +100,7 @@ def test_state_and_cache_are_those_that_are_made():
         leaves = jax.tree.leaves(jax.eval_shape(init, shapes))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
-    assert count.cache_bytes_per_token == size(11) - size(10) == 2 * 2 * 2 * G * K
+    assert count.cache_bytes_per_token == size(11) - size(10) == 2 * 2 * G * K
     assert count.state_bytes == size(10) - 10 * count.cache_bytes_per_token
 
 

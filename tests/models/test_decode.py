@@ -22,7 +22,6 @@ MODELS = {
     "attention": samples.config(
         TernaryConfig(inner_norm=True), num_heads=4, num_kv_heads=2, tie_embeddings=False
     ),
-    "window": samples.config(TernaryConfig(), num_heads=4, num_kv_heads=1, window=5),
     "ttt_linear": samples.config(TernaryConfig(), mixers=("ttt_linear",), norm_placement="subln"),
     "ttt_mlp": samples.config(
         TernaryConfig(path="fake_quant", inner_norm=True),
@@ -95,15 +94,6 @@ def test_prefills_and_steps_of_mixed_blocks():
             reader.step()
         for length_B in PREFILLS:
             reader.prefill(length_B)
-    reader.check(1e-9)
-
-
-def test_steps_alone():
-    config = samples.config(mixers=("ttt_mlp",), num_layers=1)
-    with jax.enable_x64(True):
-        reader = Reader(config, slots=1)
-        for _ in range(10):
-            reader.step()
     reader.check(1e-9)
 
 

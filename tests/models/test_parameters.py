@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 
 from bitttt_jax.config import TernaryConfig
@@ -7,9 +9,10 @@ from bitttt_jax.models import parameters, transformer
 from tests.models import samples
 
 
-def paths(ternary: TernaryConfig) -> list[str]:
+@functools.cache
+def paths() -> list[str]:
     config = samples.config(
-        ternary, mixers=("ttt_mlp", "attention"), tie_embeddings=False, compute_dtype="float32"
+        mixers=("ttt_mlp", "attention"), tie_embeddings=False, compute_dtype="float32"
     )
     params = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
     return list(parameters.flatten(params))
@@ -18,7 +21,7 @@ def paths(ternary: TernaryConfig) -> list[str]:
 def test_every_path_is_of_one_kind_at_most():
     kinds = (parameters.is_projection, parameters.is_table, parameters.is_fast)
     found: list[set[str]] = [set(), set(), set()]
-    for path in paths(TernaryConfig()):
+    for path in paths():
         assert sum(is_kind(path) for is_kind in kinds) <= 1, path
         for names, is_kind in zip(found, kinds, strict=True):
             if is_kind(path):
@@ -35,17 +38,16 @@ def test_every_path_is_of_one_kind_at_most():
 
 
 def test_ternary_parts_are_those_of_the_configuration():
+    names = paths()
     for mixer in (True, False):
         for mlp in (True, False):
-            ternary = TernaryConfig(mixer=mixer, mlp=mlp)
-            config = samples.config(ternary)
-            own = {path for path in paths(ternary) if parameters.is_ternary(config, path)}
-            expected = {
+            config = samples.config(TernaryConfig(mixer=mixer, mlp=mlp))
+            own = {path for path in names if parameters.is_ternary(config, path)}
+            assert own == {
                 path
-                for path in paths(ternary)
+                for path in names
                 if parameters.is_projection(path) and (mlp if "/mlp/" in path else mixer)
             }
-            assert own == expected
 
 
 def test_paths_have_the_structure_of_the_tree():

@@ -55,15 +55,15 @@ def gradients_checked(
 ) -> tuple[Any, ...]:
     """Gradients of a scalar in float64, each leaf compared with finite differences along a line."""
     with jax.enable_x64(True):
-        gradients = jax.jit(jax.grad(loss, tuple(range(len(arguments)))))(*arguments)
-        value = jax.jit(loss)
+        both = jax.jit(jax.value_and_grad(loss, tuple(range(len(arguments)))))
+        _, gradients = both(*arguments)
         leaves, structure = jax.tree.flatten(arguments)
         for i, gradient in enumerate(jax.tree.leaves(gradients)):
             direction = np.random.default_rng(i).normal(size=gradient.shape)
 
             def at(size, i=i, direction=direction):
                 moved = [*leaves[:i], leaves[i] + size * direction, *leaves[i + 1 :]]
-                return float(value(*jax.tree.unflatten(structure, moved)))
+                return float(both(*jax.tree.unflatten(structure, moved))[0])
 
             # Of fourth order, so that neither curvature nor rounding shows.
             step = 1e-4
