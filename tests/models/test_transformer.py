@@ -115,12 +115,18 @@ def test_neither_the_future_nor_other_rows_are_seen_bit_by_bit():
     assert np.all(np.any(after[0, t:] != before[0, t:], axis=-1))
 
 
-def test_recomputation_changes_no_gradient():
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        "attention",
+        pytest.param("ttt_linear", marks=pytest.mark.slow),
+        pytest.param("ttt_mlp", marks=pytest.mark.slow),
+    ],
+)
+def test_recomputation_changes_no_gradient(mixer):
     token_BT, gradients = samples.tokens(2, 8), []
     for remat in ("none", "dots", "full"):
-        config = samples.config(
-            TernaryConfig(), {"backbone": "transformer"}, mixers=("ttt_linear",), remat=remat
-        )
+        config = samples.config(TernaryConfig(), mixers=(mixer,), remat=remat)
 
         def loss(params, config=config):
             return jnp.sum(jnp.sin(transformer.read(config, params, token_BT)))
