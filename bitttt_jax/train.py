@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitttt_jax.config import TrainConfig
@@ -43,25 +43,47 @@ def _main(argv: Sequence[str]) -> int:
     processes.use_compile_cache()
     processes.initialize(flags.coordinator, flags.num_processes, flags.process_id)
     first = jax.process_index() == 0
-    mode = flags.console if first else "silent"
-    if flags.dry_run:
-        try:
-            return _dry_run(flags, Console(mode=mode))
-        except Exception as error:
-            raise classify(error) or error from error
-    with first_process_first(lambda: RunDirectory.open(flags.workdir, writer=first)) as run:
-        log = run.log_path if first else run.path / f"train.{jax.process_index()}.log"
-        with Console(mode=mode, log_file=log) as console:
-            try:
-                return _train(flags, run, console, argv)
-            except BaseException as error:
-                failure = run.fail(error)
-                console.failure(failure, run.error_path if run.error_path.exists() else None)
-                return failure.exit_code
+    try:
+        if flags.dry_run:
+            return _dry_run(flags, Console(mode=flags.console if first else "silent"))
+        opened = first_process_first(lambda: RunDirectory.open(flags.workdir, writer=first))
+        with opened as run:
+            plan = _prepare(flags, run)  # until here the folder may be another run's
+            log = run.log_path if first else run.path / f"train.{jax.process_index()}.log"
+            with Console(mode=flags.console if first else "silent", log_file=log) as console:
+                return _recorded(lambda: _train(flags, run, plan, console, argv), run, console)
+    except Exception as error:
+        raise classify(error) or error from None
 
 
-def _train(flags: TrainFlags, run: RunDirectory, console: Console, argv: Sequence[str]) -> ExitCode:
-    plan = _prepare(flags, run)
+def _prepare(flags: TrainFlags, run: RunDirectory) -> ResumePlan:
+    """Decides how the run starts, and makes its folder ready; process 0 does so for all."""
+    from bitttt_jax.runs import resume
+    from bitttt_jax.training.first_process import first_process_first
+
+    config_json = to_json(flags.config)
+    plan = first_process_first(lambda: resume.prepare(run, config_json, flags.resume))
+    if run.read_config() != config_json:
+        raise ConfigError(
+            f"this process doesn't see what process 0 wrote to {run.path}",
+            fix="a --workdir on a file system that all hosts share",
+        )
+    return plan
+
+
+def _recorded(work: Callable[[], ExitCode], run: RunDirectory, console: Console) -> int:
+    """Does the work of a run; a failure is told in its folder and on the console."""
+    try:
+        return work()
+    except BaseException as error:
+        failure = run.fail(error)
+        console.failure(failure, run.error_path if run.error_path.exists() else None)
+        return failure.exit_code
+
+
+def _train(
+    flags: TrainFlags, run: RunDirectory, plan: ResumePlan, console: Console, argv: Sequence[str]
+) -> ExitCode:
     start, steps = plan.step or 0, flags.config.steps
     run.update(step=start, steps=steps)
     run.write_command([sys.executable, "-m", "bitttt_jax.train", *argv])
@@ -73,7 +95,7 @@ def _train(flags: TrainFlags, run: RunDirectory, console: Console, argv: Sequenc
     from bitttt_jax.distributed.signals import StopRequest
     from bitttt_jax.models.counts import count
     from bitttt_jax.runs.metrics import MetricsWriter
-    from bitttt_jax.training import describe, setup
+    from bitttt_jax.training import describe, hardware, setup
     from bitttt_jax.training.loop import Trainer
 
     mesh = setup.make_mesh(flags.config)
@@ -111,22 +133,8 @@ def _train(flags: TrainFlags, run: RunDirectory, console: Console, argv: Sequenc
             sample=functools.partial(_continue_prompt, config, data.tokenizer),
         )
         state = setup.restore_or_init(config, compiled, checkpoints, plan.step)
+        console.memory(hardware.memory_by_host(), platform=mesh.devices.flat[0].platform)
         return trainer.fit(state, start, stop)
-
-
-def _prepare(flags: TrainFlags, run: RunDirectory) -> ResumePlan:
-    """Decides how the run starts, and makes its folder ready; process 0 does so for all."""
-    from bitttt_jax.runs import resume
-    from bitttt_jax.training.first_process import first_process_first
-
-    config_json = to_json(flags.config)
-    plan = first_process_first(lambda: resume.prepare(run, config_json, flags.resume))
-    if run.read_config() != config_json:
-        raise ConfigError(
-            f"this process doesn't see what process 0 wrote to {run.path}",
-            fix="a --workdir on a file system that all hosts share",
-        )
-    return plan
 
 
 def _how(run: RunDirectory, plan: ResumePlan) -> str:

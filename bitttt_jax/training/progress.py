@@ -70,10 +70,10 @@ class Progress:
         (step, metrics), self._waiting = self._waiting, None
         metrics = jax.device_get(metrics)
         self._meter.add(metrics)
-        self._check(step, metrics)
         if step % self._config.log.every_steps == 0 or step == self._config.steps:
             self._write_row(step)
         self._show(step)
+        self._check(step, metrics)
 
     def _check(self, step: int, metrics: StepMetrics) -> None:
         if metrics.skipped_in_row < self._config.optim.max_skipped:
