@@ -156,6 +156,8 @@ def _dual_linear(fresh, norm: FastNorm, scale_b, state: StreamState, minis, rest
     count, batch = minis.target.shape[:2]
     restart = jnp.zeros((count, batch), packed.dtype)
     if restart_BN is not None:
+        restarted = jnp.any(restart_BN, axis=1)[:, None, None, None]
+        mean = jnp.where(restarted, jnp.mean(fresh["w1"], axis=-1, keepdims=True), mean)
         packed = jnp.where(restart_BN[:, :1, None, None], fresh["w1"], packed)
         restart = restart.at[:-1].set(restart_BN.T[1:])
     centre = lambda w: w - jnp.mean(w, axis=-1, keepdims=True)

@@ -16,6 +16,8 @@ from tests.ttt import reference, samples
 
 MODELS = pytest.mark.parametrize("is_mlp", [False, True], ids=["linear", "mlp"])
 BATCH, LENGTH = 2, 7 * samples.MINI_BATCH
+# At position 0 the primal form would start from the learner's fast weights.
+POSITION_BT = np.tile(samples.MINI_BATCH + np.arange(LENGTH), (BATCH, 1))
 
 
 @pytest.mark.parametrize("spread", [1e-4, 1.0, 1e3])
@@ -40,10 +42,8 @@ def run_dual(learner, views, fast, **settings):
     return read_out(learner, views.query, z), state.fast
 
 
-def run_primal(learner, views, fast):
+def run_primal(learner, views, fast, position_BT):
     state = StreamState(fast, jax.tree.map(jnp.zeros_like, fast))
-    # At position 0 it would start from the learner's fast weights.
-    position_BT = np.tile(samples.MINI_BATCH + np.arange(LENGTH), (BATCH, 1))
     outputs, state = primal(learner, views, state, position_BT, np.ones((BATCH, LENGTH), bool))
     return outputs, state.fast
 
@@ -67,7 +67,21 @@ def gradients_checked(is_mlp: bool, remat_group: int):
 @MODELS
 def test_outputs_and_fast_weights_are_those_of_the_primal_form(is_mlp):
     with jax.enable_x64(True):
-        own, expected = (jax.jit(run)(*arguments(is_mlp)) for run in (run_dual, run_primal))
+        own = jax.jit(run_dual)(*arguments(is_mlp))
+        expected = jax.jit(run_primal)(*arguments(is_mlp), POSITION_BT)
+    samples.assert_close(own, expected, 1e-10)
+
+
+@MODELS
+def test_a_restart_forgets_what_the_state_had_learned(is_mlp):
+    """In the first row only, at the fifth mini-batch."""
+    restart_BN, position_BT = np.zeros((BATCH, 7), bool), POSITION_BT.copy()
+    restart_BN[0, 4] = True
+    position_BT[0, 4 * samples.MINI_BATCH :] = np.arange(3 * samples.MINI_BATCH)
+    with jax.enable_x64(True):
+        run = functools.partial(run_dual, restart_BN=restart_BN)
+        own = jax.jit(run)(*arguments(is_mlp))
+        expected = jax.jit(run_primal)(*arguments(is_mlp), position_BT)
     samples.assert_close(own, expected, 1e-10)
 
 
@@ -95,7 +109,8 @@ def test_gelu_is_the_tanh_form_in_value_and_slope():
     learner, views, fast = arguments(is_mlp=True)
     views = views._replace(key=3 * views.key, query=3 * views.query)
     with jax.enable_x64(True):
-        own, expected = (jax.jit(run)(learner, views, fast) for run in (run_dual, run_primal))
+        own = jax.jit(run_dual)(learner, views, fast)
+        expected = jax.jit(run_primal)(learner, views, fast, POSITION_BT)
     samples.assert_close(own, expected, 1e-10)
 
 
