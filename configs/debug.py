@@ -27,6 +27,7 @@ def get_config() -> TrainConfig:
             num_heads=2,
             mlp_dim=176,
             mixers=("ttt_linear", "attention"),
+            compute_dtype="float32",
         ),
         data=DataConfig(seq_len=64, batch_size=8),
         optim=OptimConfig(lr=3e-3, warmup_steps=10),

