@@ -132,7 +132,10 @@ def _train(
             counts=counts,
             sample=functools.partial(_continue_prompt, config, data.tokenizer),
         )
-        state = setup.restore_or_init(config, compiled, checkpoints, plan.step)
+        if plan.step is None:
+            state = setup.new_state(config, compiled)
+        else:
+            state = setup.saved_state(config, compiled, checkpoints, plan.step)
         console.memory(hardware.memory_by_host(), platform=mesh.devices.flat[0].platform)
         return trainer.fit(state, start, stop)
 

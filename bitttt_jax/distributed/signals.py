@@ -31,8 +31,9 @@ class StopRequest:
     """Answers, once a step, whether the run should save and stop.
 
     Use it as a context manager around the loop. The first Ctrl-C, SIGTERM and SIGUSR2 ask for a
-    stop; a second Ctrl-C raises `KeyboardInterrupt` wherever the process is. Outside the main
-    thread, where Python allows no handlers, only the time limit counts.
+    stop; a second Ctrl-C raises `KeyboardInterrupt` wherever the process is, and whatever that
+    place makes of it, it leaves the context as one. Outside the main thread, where Python allows
+    no handlers, only the time limit counts.
 
     Args:
       max_minutes: minutes after which to stop, counted from now; 0 for no limit.
@@ -41,6 +42,7 @@ class StopRequest:
     def __init__(self, max_minutes: float = 0.0):
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
         self._code: ExitCode | None = None
+        self._is_interrupted = False
         self._is_distributed = jax.distributed.is_initialized()
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -51,10 +53,13 @@ class StopRequest:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        # A checkpoint that is torn out of its writing comes back as a failure to write it.
+        if self._is_interrupted and not isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
 
     def poll(self, step: int) -> ExitCode | None:
         """Whether to stop after this step, and with which exit code.
@@ -80,6 +85,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._code == ExitCode.INTERRUPTED:
+            self._is_interrupted = True
             raise KeyboardInterrupt
         is_interrupt = number == signal.SIGINT
         self._code = ExitCode.INTERRUPTED if is_interrupt else self._code or ExitCode.PREEMPTED

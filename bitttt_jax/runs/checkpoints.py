@@ -343,7 +343,8 @@ def _quieten_orbax() -> None:
     """Keeps orbax from printing: what matters in it comes back as exceptions.
 
     Besides its log there is an echo of failed reads: orbax closes its event loop at the first,
-    and each of the others then fails to report to it, or is thrown away half-done.
+    and each of the others then fails to report to it, or is thrown away half-done. An interrupt
+    can leave such a loop half-made, which then fails to close.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     print_unraisable = sys.unraisablehook
@@ -351,7 +352,8 @@ def _quieten_orbax() -> None:
     def print_others(unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)
         from_orbax = code is not None and "orbax" in code.co_filename
-        if not from_orbax and str(unraisable.exc_value) != "Event loop is closed":
+        from_loop = getattr(unraisable.object, "__module__", "") == "asyncio.base_events"
+        if not (from_orbax or from_loop) and str(unraisable.exc_value) != "Event loop is closed":
             print_unraisable(unraisable)
 
     sys.unraisablehook = print_others

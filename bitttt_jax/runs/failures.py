@@ -29,6 +29,8 @@ _REQUEST = re.compile(
 )
 _FREE = re.compile(rf"There are {_SIZE} free")
 _ON_CHIP = re.compile(r"memory space (?:vmem|smem)")
+# CPUs report an array that doesn't fit as an INTERNAL error.
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|Out of memory allocating")
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 _DEVICE_HINTS = (
@@ -74,7 +76,7 @@ def classify(error: BaseException) -> BittttError | None:
         )
     if isinstance(error, MemoryError):
         return OutOfMemoryError("out of host memory", text, "a smaller data.batch_size")
-    if "RESOURCE_EXHAUSTED" in text:
+    if _OUT_OF_MEMORY.search(text):
         return _out_of_memory(text)
     return None
 

@@ -30,7 +30,7 @@ def describe_model(config: TrainConfig, counts: Counts) -> str:
         f"{format_count(counts.ternary)} ternary, {format_count(counts.full)} float, "
         f"{format_count(counts.fast)} initial fast weights  "
         f"({format_bytes(counts.packed_bytes)} packed)",
-        f"{model.num_layers} layers of {_mixers(model)}, width {model.dim}, "
+        f"{model.num_layers} blocks of {_mixers(model)}, width {model.dim}, "
         f"{model.num_heads} heads, MLP {model.mlp_dim}, vocabulary {model.vocab_size}",
         f"{_arithmetic(model)}, {format_count(counts.train_flops, 'FLOP')} a token",
     ]

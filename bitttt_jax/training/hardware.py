@@ -27,8 +27,8 @@ def keep_freed_memory() -> bool:
     """Lets freed device buffers be used again at once, where the devices are CPUs.
 
     XLA allocates a step's buffers anew with every step. glibc takes large ones from the kernel
-    and gives them back, so that each step faults in all its pages again: a tenth to a half of the
-    time of a step. Call it before JAX starts its threads; later it has no effect.
+    and gives them back, so that each step faults in all its pages again, which can take more than
+    a tenth of its time. Call it before JAX starts its threads; later it has no effect.
 
     Returns:
       Whether it was done: on Linux with glibc, and if no accelerator can be there.
@@ -58,13 +58,13 @@ def measure_peak(dtype: str) -> float:
     size = _CPU_SIZE if is_cpu else _SIZE
     try:
         seconds = _time_product(size, dtype, _CPU_SECONDS if is_cpu else float("inf"))
-    except jax.errors.JaxRuntimeError:  # no room for it; the run itself may fit
+    except jax.errors.JaxRuntimeError:  # no room for it: the run may fit all the same
         return 0.0
     return 2 * size**3 / seconds / (jax.local_device_count() if is_cpu else 1)
 
 
 def _time_product(size: int, dtype: str, most_seconds: float) -> float:
-    a = jax.device_put(np.ones((size, size), np.int8), jax.local_devices()[0]).astype(dtype)
+    a = jnp.ones((size, size), dtype, device=jax.local_devices()[0])
     product = jax.jit(lambda a: jax.lax.dot(a, a, preferred_element_type=jnp.float32))
     product(a).block_until_ready()
     seconds: list[float] = []

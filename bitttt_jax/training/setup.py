@@ -110,26 +110,25 @@ def open_data(config: TrainConfig, run: RunDirectory, console: Console) -> Data:
 
     first_process_first(prepare_here)
     run.update(phase="")
-    # Validation has no accumulation: its batches have the size of a training step's parts.
+    # Validation knows no accumulation: its batches are as large as the parts of a training step.
     part = config.data.batch_size // config.optim.accumulation
-    in_parts = dataclasses.replace(config.data, batch_size=part)
-    has_held_out = bool(Manifest.load(folder).split("validation"))
+    is_held_out = bool(Manifest.load(folder).split("validation"))
     return Data(
         load_tokenizer(folder),
         open_split(config, folder, "train"),
-        open_split(dataclasses.replace(config, data=in_parts), folder, "validation")
-        if has_held_out
-        else None,
+        open_split(config, folder, "validation", part) if is_held_out else None,
     )
 
 
-def open_split(config: TrainConfig, folder: Path, split: Split) -> Batches:
-    """Opens one split as the run reads it."""
+def open_split(
+    config: TrainConfig, folder: Path, split: Split, batch_size: int | None = None
+) -> Batches:
+    """Opens one split as the run reads it, by default in batches of `data.batch_size` rows."""
     return Batches(
         folder,
         split,
         seq_len=config.data.seq_len,
-        batch_size=config.data.batch_size,
+        batch_size=batch_size or config.data.batch_size,
         seed=config.seed,
         align=config.model.ttt.mini_batch if config.model.uses_ttt else 1,
     )
@@ -214,17 +213,26 @@ def compile_steps(config: TrainConfig, mesh: Mesh, run: RunDirectory, console: C
     )
 
 
-def restore_or_init(
-    config: TrainConfig, compiled: Compiled, checkpoints: Checkpoints, step: int | None
+def new_state(config: TrainConfig, compiled: Compiled) -> TrainState:
+    """The state before the first step, born sharded."""
+    with jax.set_mesh(compiled.mesh):
+        make = jax.jit(
+            functools.partial(init_state, config), out_shardings=compiled.state_shardings
+        )
+        return make()
+
+
+def saved_state(
+    config: TrainConfig, compiled: Compiled, checkpoints: Checkpoints, step: int
 ) -> TrainState:
-    """The state of a checkpoint, or a new one; either is born sharded."""
-    make = functools.partial(init_state, config)
-    if step is None:
-        with jax.set_mesh(compiled.mesh):
-            return jax.jit(make, out_shardings=compiled.state_shardings)()
+    """The state of a checkpoint, on the run's mesh whatever mesh it was saved from.
+
+    Raises:
+      CheckpointError: it is damaged, or another model's.
+    """
     target = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(make),
+        jax.eval_shape(functools.partial(init_state, config)),
         compiled.state_shardings,
     )
     return checkpoints.restore(target, step)

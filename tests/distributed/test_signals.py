@@ -53,6 +53,14 @@ class TestOneProcess:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
+    def test_second_interrupt_stays_one_whatever_it_breaks(self):
+        with pytest.raises(KeyboardInterrupt), StopRequest():
+            signal.raise_signal(signal.SIGINT)
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                raise OSError("half-written")
+
     def test_handlers_are_restored(self):
         before = signal.getsignal(signal.SIGTERM)
         with StopRequest():

@@ -60,14 +60,18 @@ def test_fast_weights_stay_in_float32_when_activations_are_bfloat16():
     settings = config(ternary=True, compute_dtype="bfloat16")
     layer = TTT(settings, is_mlp=True)
     params = samples.cast(random_params(layer), "float32")
-    state = initial_ttt_state(settings, jax.tree.map(jnp.asarray, params["fast"]), BATCH)
-    run = jax.jit(lambda x, state: layer.apply({"params": params}, x, SEQUENCE, Anneal(), state))
-    output, after = run(X.astype(jnp.bfloat16), state)
+
+    @jax.jit
+    def run(params, x):
+        state = initial_ttt_state(settings, params["fast"], BATCH)
+        return layer.apply({"params": params}, x, SEQUENCE, Anneal(), state)
+
+    output, after = jax.tree.map(np.asarray, run(params, X.astype(jnp.bfloat16)))
     assert output.dtype == jnp.bfloat16
     assert after.query_tail.dtype == after.key_tail.dtype == jnp.bfloat16
     for leaf in jax.tree.leaves(after.stream):
         assert leaf.dtype == jnp.float32
-        assert np.any(np.asarray(leaf) != leaf.astype(jnp.bfloat16).astype(jnp.float32))
+        assert np.any(leaf != leaf.astype(jnp.bfloat16).astype(np.float32))
 
 
 @pytest.mark.parametrize("is_mlp", [False, True])

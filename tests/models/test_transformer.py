@@ -161,6 +161,7 @@ def test_initial_parameters():
     params = jax.jit(functools.partial(transformer.init_params, config))(
         jax.random.key(0, impl="unsafe_rbg")  # compiles fast
     )
+    params = jax.tree.map(np.asarray, params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         assert leaf.dtype == jnp.float32
         name = jax.tree_util.keystr(path)

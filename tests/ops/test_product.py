@@ -57,14 +57,14 @@ def test_value_and_gradients_of_both_orders_agree_with_autodiff(product, plain, 
 @pytest.mark.parametrize("product", [matmul, matmul_transposed])
 def test_no_batch_dimensions(product):
     a, b = (x.astype(np.float32) for x in (normal(5, 6), normal(6, 6, seed=1)))
-    y = product(jnp.asarray(a), jnp.asarray(b))
+    y = jax.jit(product)(a, b)
     np.testing.assert_allclose(y, a @ (b if product is matmul else b.T), rtol=1e-5, atol=1e-5)
 
 
 @PRODUCTS
 def test_bfloat16_accumulates_in_float32_and_keeps_the_types_of_gradients(product, plain, b):
-    a, b = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (A, b))
-    wide_a, wide_b = jax.tree.map(lambda x: x.astype(jnp.float32), (a, b))
+    a, b = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (A, b))
+    wide = jax.tree.map(lambda x: x.astype(np.float32), (a, b))
 
     @jax.jit
     def value_and_gradients(a, b):
@@ -78,7 +78,7 @@ def test_bfloat16_accumulates_in_float32_and_keeps_the_types_of_gradients(produc
     jax.tree.map(
         lambda y, e: np.testing.assert_allclose(y, e, rtol=1e-6, atol=1e-5),
         y,
-        plain(wide_a, wide_b),
+        jax.jit(plain)(*wide),
     )
 
 

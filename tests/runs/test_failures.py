@@ -31,6 +31,8 @@ OUT_OF_MEMORY = {
     "exceeding available bytes: 95.74G": "the step needs 209 GiB, the device has 95.7 GiB",
     "RESOURCE_EXHAUSTED: Attempting to reserve 3.95G at the bottom of memory. That was not "
     "possible. There are 1.92G free, 0B reserved": "no room for 3.95 GiB more, 1.92 GiB are free",
+    "INTERNAL: Error dispatching computation: Out of memory allocating 68719476736 bytes.":
+        "no room for 64 GiB more",
     "RESOURCE_EXHAUSTED: something new": "the device ran out",
 }  # fmt: skip
 

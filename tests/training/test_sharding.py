@@ -17,7 +17,7 @@ from bitttt_jax.distributed import mesh as meshes
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.runs.console import Console
 from bitttt_jax.runs.directory import RunDirectory
-from bitttt_jax.training.setup import Compiled, compile_steps, restore_or_init
+from bitttt_jax.training.setup import Compiled, compile_steps, new_state
 from tests.training.samples import BATCH, LENGTH, make_batch, make_config
 
 STEPS = 6
@@ -35,7 +35,7 @@ def compiled(config: TrainConfig, axes: tuple[int, int, int]) -> Compiled:
 def train(config: TrainConfig, axes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, Any]:
     """Losses, gradient norms, and sums of a validation on the trained parameters."""
     steps = compiled(config, axes)
-    state: Any = restore_or_init(config, steps, checkpoints=None, step=None)  # type: ignore[arg-type]
+    state = new_state(config, steps)
     results = []
     for seed in range(STEPS):
         state, metrics = steps.train_step(state, steps.train_feed.to_devices(make_batch(seed)))

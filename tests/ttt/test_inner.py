@@ -36,5 +36,5 @@ def test_the_definition_is_the_papers(is_mlp):
 def test_token_scales_average_and_never_go_negative():
     offset = np.array([0.0, 0.25, -0.5, 1.0])
     with jax.enable_x64(True):
-        scales = inner.token_scales(jax.numpy.asarray(offset))
+        scales = jax.jit(inner.token_scales)(offset)
     np.testing.assert_allclose(scales, [1, 0.75, 0, 1.25], rtol=1e-15)
