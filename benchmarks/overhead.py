@@ -127,7 +127,7 @@ class Runner(contextlib.ExitStack):
         self._data = dataclasses.replace(data, validation=None)
         config = with_vocabulary(config, data.tokenizer.vocab_size)
         self._compiled = setup.compile_steps(config, setup.make_mesh(config), run, silent)
-        self._initial = setup.restore_or_init(config, self._compiled, None, None)
+        self._initial = setup.new_state(config, self._compiled)
         feed = self._compiled.train_feed
         self._batches = [
             feed.to_devices(data.train.batch(step, feed.rows)) for step in range(segment)

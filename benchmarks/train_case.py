@@ -101,7 +101,7 @@ def measure_ours(case: Case, size: Size, seconds: float, at_least: int) -> dict[
     # A folder that this process hasn't started a run in: nothing is written.
     compiled = setup.compile_steps(config, setup.make_mesh(config), RunDirectory("."), timer)
     memory = compiled.train_step.memory_analysis()
-    state = setup.restore_or_init(config, compiled, None, None)
+    state = setup.new_state(config, compiled)
     rows = random_rows(config, _DISTINCT_BATCHES * case.batch)
     split = lambda i: {k: v[i * case.batch : (i + 1) * case.batch] for k, v in rows.items()}
     batches = [compiled.train_feed.to_devices(split(i)) for i in range(_DISTINCT_BATCHES)]

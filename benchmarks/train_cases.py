@@ -113,7 +113,7 @@ def make_config(case: Case, size: Size) -> TrainConfig:
             mlp=ternary,
             path="fake_quant" if case.weights == "fake_quant" else "int8",
         ),
-        ttt=TTTConfig(form=case.form),
+        ttt=TTTConfig(form=case.form, remat_group=0),
     )
     return TrainConfig(
         name=case.name,

@@ -76,8 +76,10 @@ def _main(argv: Sequence[str]) -> None:
     from bitttt_jax.inference.load import load_run
     from bitttt_jax.runs.files import to_row
     from bitttt_jax.training.evaluate import measure
+    from bitttt_jax.training.hardware import keep_freed_memory
     from bitttt_jax.training.setup import open_split
 
+    keep_freed_memory()
     use_compile_cache()
     with out_of_memory("a smaller --batch_size or --seq_len"), show_progress() as progress:
         model = load_run(flags.model, flags.step)
