@@ -74,6 +74,9 @@ class TTTConfig:
     """Tokens whose inner gradients are taken at the same fast weights."""
     form: Literal["dual", "primal"] = "dual"
     """`dual` computes a mini-batch in closed form, `primal` calls jax.grad per token (slow)."""
+    implementation: Literal["auto", "xla", "cpu"] = "auto"
+    """What computes convolutions, and `ttt_linear` in dual form: XLA, or native CPU code where it
+    fits (`auto`) or must (`cpu`)."""
     backbone: Literal["mamba", "transformer"] = "mamba"
     """`mamba`: shared query/key projection, short convolutions, gate; `transformer`: none."""
     linear_lr: float = 1.0

@@ -17,6 +17,7 @@ ROWS = (
     {"errors"},
     {"config"},
     {"config_loading"},
+    {"native"},
     {"ops"},
     {"ttt", "ternary"},
     {"layers"},

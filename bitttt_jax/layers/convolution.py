@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bitttt_jax import native
 from bitttt_jax.layers.inputs import Sequence
 from bitttt_jax.ops.convolution import causal_convolution, next_tail
 
@@ -14,6 +15,7 @@ class CausalConvolution(nn.Module):
     """Depthwise convolution over the last `width` tokens of the same document."""
 
     width: int
+    implementation: native.Choice = "auto"
 
     @nn.compact
     def __call__(
@@ -28,7 +30,9 @@ class CausalConvolution(nn.Module):
             jnp.float32,
         )
         bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
-        y_BTD = causal_convolution(x_BTD, kernel, bias, sequence.position_BT, tail_BWD)
+        y_BTD = causal_convolution(
+            x_BTD, kernel, bias, sequence.position_BT, tail_BWD, implementation=self.implementation
+        )
         if tail_BWD is None:
             return y_BTD, None
         return y_BTD, next_tail(x_BTD, sequence.length_B, tail_BWD)

@@ -85,9 +85,9 @@ class TTT(nn.Module):
         if is_mamba:
             shared = projected["query_key"]
             tails = (None, None) if state is None else (state.query_tail, state.key_tail)
-            convolve = lambda name, tail: CausalConvolution(config.ttt.conv_width, name=name)(
-                shared, sequence, tail
-            )
+            convolve = lambda name, tail: CausalConvolution(
+                config.ttt.conv_width, config.ttt.implementation, name=name
+            )(shared, sequence, tail)
             query, query_tail = convolve("query_conv", tails[0])
             key, key_tail = convolve("key_conv", tails[1])
         else:
@@ -105,6 +105,7 @@ class TTT(nn.Module):
                 sequence.segment_BT,
                 form=config.ttt.form,
                 remat_group=config.ttt.remat_group,
+                implementation=config.ttt.implementation,
             )
         else:
             mixed, stream = scan.read_stream(

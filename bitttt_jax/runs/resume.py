@@ -20,7 +20,7 @@ ResumeMode = Literal["auto", "never", "force"]
 
 _IDENTITY = ("model", "data", "seed", "optim.name")
 # How the same function is computed, not which one: the cures for lack of memory must be allowed.
-_FREE = ("model.remat", "model.scan_unroll", "model.ttt.remat_group")
+_FREE = ("model.remat", "model.scan_unroll", "model.ttt.remat_group", "model.ttt.implementation")
 _ABSENT = "(absent)"
 
 

@@ -19,8 +19,8 @@ from bitttt_jax.runs.console_memory import HostMemory
 _CPU_SIZE, _SIZE = 1024, 8192
 _REPEATS, _CPU_SECONDS = 5, 0.1
 # Numbers of glibc's malloc.h, and values: no allocation of its own for what is large, nothing given
-# back from the top of the heap, one heap for all threads, which grows by 512 MiB at a time (by less,
-# and it ends up half as large again).
+# back from the top of the heap, one heap for all threads, which grows by 512 MiB at a time (with
+# smaller steps it ended up half as large again).
 _MALLOC_OPTIONS = ((-4, 0), (-1, -1), (-8, 1), (-2, 2**29))
 
 

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bitttt_jax import native
 from bitttt_jax.ops.product import matmul, matmul_transposed, swap_last
 from bitttt_jax.ttt.inner import NORM_EPS, FastNorm, FastWeights
+from bitttt_jax.ttt.kernels import cpu
 from bitttt_jax.ttt.linear_scan import Inputs, linear_scan
 from bitttt_jax.ttt.state import Learner, StreamState, Views
 
@@ -176,6 +178,27 @@ def _dual_linear(fresh, norm: FastNorm, scale_b, state: StreamState, minis, rest
     return z, _unpack({"w1": outputs.final + mean})
 
 
+def _dual_linear_cpu(
+    learner: Learner, views: Views, state: StreamState, restart_BN, remat_group: int
+) -> tuple[jax.Array, FastWeights]:
+    """All complete mini-batches of the linear inner model, by native code."""
+    b = learner.token_scale_b.shape[0]
+    if restart_BN is None:
+        restart_BN = jnp.zeros((views.query.shape[0], views.query.shape[1] // b), bool)
+    z, final = cpu.read_linear(
+        cpu.Inputs(
+            *views,
+            learner.token_scale_b,
+            *learner.norm,
+            initial=_pack(state.fast)["w1"],
+            fresh=_pack(learner.fast)["w1"],
+            restart=restart_BN,
+        ),
+        remat_group or 1,
+    )
+    return z, _unpack({"w1": final})
+
+
 def dual(
     learner: Learner,
     views: Views,
@@ -184,6 +207,7 @@ def dual(
     complete_BN: jax.Array | None = None,
     *,
     remat_group: int = 0,
+    implementation: native.Choice = "auto",
 ) -> tuple[jax.Array, StreamState]:
     """Reads T tokens, mini-batch by mini-batch; T is a multiple of the mini-batch size b.
 
@@ -195,10 +219,16 @@ def dual(
       complete_BN: False where a mini-batch lacks its last token: its gradients then stay in
         `state.grad` and the fast weights don't move. None for all complete, and no earlier ones.
       remat_group: mini-batches between two saved fast weights; 0 saves everything.
+      implementation: of complete mini-batches of the linear inner model; `cpu` is differentiable
+        once, XLA's code any number of times.
 
     Returns:
-      The inner model's outputs for the queries before the LayerNorm `[B, T, H, K]` and the state
-      after the last mini-batch.
+      The inner model's outputs for the queries before the LayerNorm, `[B, T, H, K]`, up to a
+      constant a token and head (which the LayerNorm takes off), and the state after the last
+      mini-batch.
+
+    Raises:
+      ConfigError: the implementation asked for doesn't run here.
     """
     scale_b = learner.token_scale_b
     norm = FastNorm(learner.norm.scale[..., None, :], learner.norm.bias[..., None, :])
@@ -226,6 +256,12 @@ def dual(
         grad = {n: jnp.where(expand(complete_B, g), 0.0, g) for n, g in total.items()}
         return (fast, grad), result
 
+    if not is_mlp and complete_BN is None:
+        fits = views.query.dtype == jnp.float32 and views.query.shape[-1] % 16 == 0
+        needs = "float32 fast weights and heads whose width is a multiple of 16"
+        if native.choose(implementation, fits, needs) == "cpu":
+            z, final = _dual_linear_cpu(learner, views, state, restart_BN, remat_group)
+            return z, StreamState(final, state.grad)
     minis = _mini_batches(views, scale_b)
     if not is_mlp and complete_BN is None and not remat_group:
         z, final = _dual_linear(fresh, norm, scale_b, state, minis, restart_BN)

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from bitttt_jax import native
 from bitttt_jax.ops.norm import layer_norm
 from bitttt_jax.ttt.dual import dual
 from bitttt_jax.ttt.inner import NORM_EPS
@@ -24,6 +25,7 @@ def read_documents(
     *,
     form: Form = "dual",
     remat_group: int = 0,
+    implementation: native.Choice = "auto",
 ) -> jax.Array:
     """Reads rows of packed documents, each from fresh fast weights: what training computes.
 
@@ -36,6 +38,7 @@ def read_documents(
         `data.batches` lays them; the outputs of a row where one doesn't are NaN.
       form: `dual`, or `primal` with the definition's per-token gradients.
       remat_group: mini-batches between two saved fast weights (dual form); 0 saves everything.
+      implementation: of the dual form of the linear inner model.
 
     Returns:
       Outputs `[B, T, H, K]`, finite but arbitrary at padding.
@@ -53,7 +56,14 @@ def read_documents(
     if segment_BT is not None:
         start_BT = (position_BT == 0) & valid_BT
         restart_BN = jnp.pad(start_BT, ((0, 0), (0, short)))[:, ::mini_batch]
-    z, _ = dual(learner, padded, state, restart_BN, remat_group=remat_group)
+    z, _ = dual(
+        learner,
+        padded,
+        state,
+        restart_BN,
+        remat_group=remat_group,
+        implementation=implementation,
+    )
     output = _read_out(learner, views.query, z[:, :T])
     if segment_BT is None:
         return output

@@ -1,0 +1,74 @@
+"""The native CPU kernels: a library in C++ that XLA calls on its own threads.
+
+The package's installation compiles it (`setup.py`). It holds every kernel for several instruction
+sets and takes the best that the CPU has. Where it couldn't be compiled everything works without
+it, slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from bitttt_jax.errors import ConfigError
+
+Implementation = Literal["xla", "cpu"]
+"""What computes a function: XLA, or these kernels."""
+Choice = Implementation | Literal["auto"]
+"""`auto` is the fastest that fits."""
+
+LIBRARY = Path(__file__).with_name("kernels.so")
+_TARGETS = (
+    "convolution_forward",
+    "convolution_backward",
+    "ttt_linear_forward",
+    "ttt_linear_backward",
+)
+
+
+@functools.cache
+def instruction_set() -> str | None:
+    """Makes the kernels known to XLA.
+
+    Returns:
+      The instruction set that they use here, such as `avx512`; None if there are no kernels: not
+      compiled, or for a JAX or a platform that doesn't fit.
+    """
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        for name in _TARGETS:
+            handler = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(f"bitttt_{name}", handler, platform="cpu")
+    except (OSError, AttributeError, jax.errors.JaxRuntimeError):
+        return None
+    library.instruction_set.restype = ctypes.c_char_p
+    return library.instruction_set().decode()
+
+
+def choose(asked: Choice, fits: bool, needs: str) -> Implementation:
+    """The implementation of a function that has a native kernel.
+
+    Args:
+      asked: one by name, or `auto`.
+      fits: whether the kernel takes these shapes and types.
+      needs: which it takes, for the message.
+
+    Raises:
+      ConfigError: the one asked for can't run.
+    """
+    # The partitioner can't look into native code: over several devices it would gather everything.
+    is_one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+    if asked != "xla" and fits and is_one_cpu and instruction_set() is not None:
+        return "cpu"
+    if asked == "cpu":
+        raise ConfigError(
+            "the native kernels can't be used here",
+            f"they need a single CPU device, {needs}, and a C++ compiler when the package is "
+            "installed",
+            "implementation=auto, or an installation where a compiler is found",
+        )
+    return "xla"

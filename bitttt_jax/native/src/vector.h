@@ -1,0 +1,43 @@
+// Vectors as wide as the instruction set has them.
+//
+// The sources that include this are compiled once for each instruction set: SET is its name, LANES
+// the floats of a vector. What they define is in anonymous namespaces, but for a table of functions
+// named TABLE(...): no code compiled for one instruction set may be linked into another's.
+
+#pragma once
+
+#include <cstdint>
+
+#define JOIN_NAMES(a, b) a##_##b
+#define JOIN(a, b) JOIN_NAMES(a, b)
+#define TABLE(name) JOIN(name, SET)
+
+namespace bitttt {
+namespace {
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float UnalignedQuad __attribute__((vector_size(16), aligned(4), may_alias));
+
+inline Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+inline void store(float* p, Vector x) { *reinterpret_cast<Unaligned*>(p) = x; }
+inline Vector splat(float x) { return x - Vector{}; }
+
+inline float sum(Vector x) {
+#if LANES == 16
+  x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+#endif
+#if LANES >= 8
+  const Quad halves[2] = {__builtin_shufflevector(x, x, 0, 1, 2, 3),
+                          __builtin_shufflevector(x, x, 4, 5, 6, 7)};
+  const Quad quad = halves[0] + halves[1];
+#else
+  const Quad quad = x;
+#endif
+  const Quad pairs = quad + __builtin_shufflevector(quad, quad, 2, 3, 0, 1);
+  return pairs[0] + pairs[1];
+}
+
+}  // namespace
+}  // namespace bitttt

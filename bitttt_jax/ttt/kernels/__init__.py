@@ -1,0 +1,1 @@
+"""Kernels of the dual form; the XLA code of `ttt.dual` is their contract."""
