@@ -33,6 +33,7 @@ lint: $(STAMP)
 
 quickstart: $(STAMP)
 	@$(BIN)/bitttt train --config=quickstart --workdir=runs/quickstart
+	@$(BIN)/bitttt evaluate --model=runs/quickstart
 	@$(BIN)/bitttt generate --model=runs/quickstart --prompt="def "
 
 # An environment that can't run pip, or isn't of the PYTHON asked for, counts as none.
@@ -43,7 +44,7 @@ $(shell { $(IS_USABLE); } >/dev/null 2>&1 || rm -f $(STAMP))
 # The newest Python that really runs (a pyenv shim may not) and can make environments (Debian's
 # may not). The stamp is written last, so that an interrupted installation is taken up again.
 CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg setup.py pyproject.toml $(wildcard bitttt_jax/native/src/*)
 	@rm -f $@
 	@{ $(IS_USABLE); } >/dev/null 2>&1 || { \
 	  for python in $(CANDIDATES) ''; do \

@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("bitttt_jax/native/src")
-COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-Wall", "-Wextra"]
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-g0", "-Wall", "-Wextra"]
 # Compiled for every instruction set: its floats in a vector, and flags. The library takes its
 # choice when it is loaded.
 KERNELS = ("ttt_linear.cc", "convolution.cc")

@@ -19,7 +19,7 @@ from bitttt_jax.config import (
 def get_config() -> TrainConfig:
     return TrainConfig(
         name="quickstart",
-        steps=380,
+        steps=1250,
         model=ModelConfig(
             dim=256,
             num_layers=4,
@@ -30,8 +30,8 @@ def get_config() -> TrainConfig:
             ttt=TTTConfig(remat_group=0),
         ),
         data=DataConfig(
-            tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), seq_len=512, batch_size=8
+            tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), seq_len=512, batch_size=4
         ),
-        optim=OptimConfig(lr=3e-3, warmup_steps=40),
-        eval=EvalConfig(every_steps=190, sample_prompt="def "),
+        optim=OptimConfig(lr=6e-3, warmup_steps=100),
+        eval=EvalConfig(every_steps=625, sample_prompt="def "),
     )

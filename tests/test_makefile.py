@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+SOURCE = "bitttt_jax/native/src/ttt_linear.cc"
+
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make isn't installed")
 
 # Understands what the Makefile asks of an interpreter and writes down what it installs and runs.
@@ -35,8 +37,9 @@ class Machine:
         self.repository, self.bin = folder / "repository", folder / "bin"
         self.repository.mkdir()
         self.bin.mkdir()
-        for name in ("Makefile", "setup.cfg", "pyproject.toml"):
-            shutil.copy(ROOT / name, self.repository)
+        (self.repository / SOURCE).parent.mkdir(parents=True)
+        for name in ("Makefile", "setup.cfg", "setup.py", "pyproject.toml", SOURCE):
+            shutil.copy(ROOT / name, self.repository / name)
         for tool in ("bash", "make", "rm", "mkdir", "cp", "touch", "cat"):
             found = shutil.which(tool)
             assert found
@@ -115,7 +118,7 @@ def test_python_of_ones_choice_replaces_the_environment(machine: Machine):
     assert machine.log() == []
 
 
-@pytest.mark.parametrize("name", ["setup.cfg", "pyproject.toml"])
+@pytest.mark.parametrize("name", ["setup.cfg", "setup.py", "pyproject.toml", SOURCE])
 def test_changed_metadata_installs_again(machine: Machine, name: str):
     machine.make("setup").check_returncode()
     machine.log()

@@ -9,6 +9,7 @@ import psutil
 from jax.sharding import Mesh
 
 import bitttt_jax
+from bitttt_jax import native
 from bitttt_jax.config import DataConfig, ModelConfig, TrainConfig
 from bitttt_jax.distributed.processes import describe_process
 from bitttt_jax.models.counts import Counts
@@ -19,7 +20,14 @@ from bitttt_jax.training.setup import Compiled, Data
 def describe_versions() -> str:
     """The libraries that decide the numbers."""
     libraries = (f"{name} {metadata.version(name)}" for name in ("jax", "flax", "optax"))
-    return "  ".join([f"bitttt-jax {bitttt_jax.__version__}", *libraries])
+    kernels = native.instruction_set()
+    return "  ".join(
+        [
+            f"bitttt-jax {bitttt_jax.__version__}",
+            *libraries,
+            f"CPU kernels {kernels}" if kernels else "no native CPU kernels",
+        ]
+    )
 
 
 def describe_model(config: TrainConfig, counts: Counts) -> str:

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "convolution.h"
@@ -23,14 +25,19 @@ struct Kernels {
   const ConvolutionTable& convolution;
 };
 
+// The widest that the CPU has, or the one that BITTTT_INSTRUCTION_SET names if the CPU has it.
 Kernels choose_kernels() {
 #if defined(__x86_64__)
+  const char* variable = std::getenv("BITTTT_INSTRUCTION_SET");
+  const std::string asked = variable ? variable : "";
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && (asked.empty() || asked == "avx512")) {
     return {"avx512", ttt_linear_avx512, convolution_avx512};
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && (asked.empty() || asked == "avx2")) {
     return {"avx2", ttt_linear_avx2, convolution_avx2};
   }
 #endif

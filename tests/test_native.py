@@ -1,0 +1,184 @@
+"""The native kernels against the XLA code that they stand in for, values and gradients."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitttt_jax import native
+from bitttt_jax.errors import ConfigError
+from bitttt_jax.ops.convolution import causal_convolution
+from bitttt_jax.ops.norm import layer_norm
+from bitttt_jax.ttt.dual import dual
+from bitttt_jax.ttt.inner import NORM_EPS, FastNorm, token_scales
+from bitttt_jax.ttt.state import Learner, StreamState, Views
+
+ROOT = Path(__file__).parent.parent
+
+needs_kernels = pytest.mark.skipif(
+    native.instruction_set() is None, reason="no compiler when the package was installed"
+)
+
+# Rows, tokens, heads, features, mini-batch, mini-batches between saved weights.
+TTT_SHAPES = [
+    (2, 64, 2, 64, 16, 0),
+    (1, 64, 2, 64, 16, 3),
+    (2, 40, 3, 16, 8, 1),
+    (2, 35, 1, 48, 7, 4),  # neither a multiple of a vector
+    (1, 40, 1, 128, 20, 2),
+    (1, 3, 1, 32, 1, 2),
+]
+# Rows, tokens, channels, taps.
+CONVOLUTION_SHAPES = [(3, 37, 256, 4), (1, 9, 80, 8), (2, 2, 16, 4), (1, 5, 48, 1)]
+
+
+def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng([seed, *shape])
+    return (scale * rng.normal(size=shape)).astype(np.float32)
+
+
+def ttt_arguments(B: int, T: int, H: int, K: int, b: int) -> tuple[Any, ...]:
+    fast = lambda *lead, seed: {
+        "w1": normal(*lead, K, K, scale=0.1, seed=seed),
+        "b1": normal(*lead, K, scale=0.1, seed=seed),
+    }
+    norm = FastNorm(1 + normal(H, K, scale=0.2), normal(H, K, scale=0.2, seed=1))
+    scale = np.asarray(token_scales(normal(b, scale=0.02)))
+    views = Views(
+        *(normal(B, T, H, K, seed=seed) for seed in range(3)), np.abs(normal(B, T, H)) / K
+    )
+    return Learner(fast(H, seed=1), norm, scale), views, fast(B, H, seed=2)
+
+
+def read(learner, views, start, restart_BN, implementation: str, group: int):
+    state = StreamState(start, jax.tree.map(jnp.zeros_like, start))
+    z, state = dual(
+        learner,
+        views,
+        state,
+        restart_BN,
+        remat_group=group,
+        implementation=implementation,
+    )
+    return layer_norm(z, *learner.norm, NORM_EPS), state.fast
+
+
+def with_gradients(function, *arguments):
+    """Outputs, and gradients of a sum of them with random weights."""
+    outputs, pull_back = jax.vjp(function, *arguments)
+    leaves, structure = jax.tree.flatten(outputs)
+    weights = [jnp.asarray(normal(*y.shape, seed=9), y.dtype) for y in leaves]
+    return outputs, pull_back(jax.tree.unflatten(structure, weights))
+
+
+def check_close(actual: Any, expected: Any, tolerance: float) -> None:
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, e = np.asarray(a, np.float32), np.asarray(e, np.float32)
+        assert np.max(np.abs(a - e)) <= tolerance * max(1e-3, float(np.max(np.abs(e))))
+
+
+def check_ttt_linear(B: int, T: int, H: int, K: int, b: int, group: int) -> None:
+    arguments = ttt_arguments(B, T, H, K, b)
+    restart_BN = np.random.default_rng(5).random((B, T // b)) < 0.4
+
+    @functools.partial(jax.jit, static_argnames="implementation")
+    def run(implementation, *arguments):
+        function = lambda *a: read(*a, restart_BN, implementation, group)
+        return with_gradients(function, *arguments)
+
+    check_close(run("cpu", *arguments), run("xla", *arguments), 1e-5)
+
+
+def check_convolution(B: int, T: int, D: int, W: int, dtype: str) -> None:
+    x, kernel, bias = normal(B, T, D).astype(dtype), normal(W, D), normal(D)
+    position_BT = np.random.default_rng(5).integers(0, 6, (B, T))
+
+    @functools.partial(jax.jit, static_argnames="implementation")
+    def run(implementation, *arguments):
+        function = lambda x, kernel, bias: causal_convolution(
+            x, kernel, bias, position_BT, implementation=implementation
+        )
+        return with_gradients(function, *arguments)
+
+    # In bfloat16 a last place: the sums are rounded once, wherever they were rounded before.
+    tolerance = 1e-5 if dtype == "float32" else 2**-8
+    check_close(run("cpu", x, kernel, bias), run("xla", x, kernel, bias), tolerance)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", TTT_SHAPES)
+def test_ttt_linear(shape):
+    check_ttt_linear(*shape)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", CONVOLUTION_SHAPES)
+def test_convolution(shape, dtype):
+    check_convolution(*shape, dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("instruction_set", ["avx2", "baseline"])
+def test_other_instruction_sets(instruction_set):
+    """A process takes its choice once."""
+    code = f"""
+from bitttt_jax import native
+from tests import test_native as checks
+if native.instruction_set() == {instruction_set!r}:
+    for shape in checks.TTT_SHAPES[:4]:
+        checks.check_ttt_linear(*shape)
+    for shape in checks.CONVOLUTION_SHAPES[:2]:
+        checks.check_convolution(*shape, "bfloat16")
+print(native.instruction_set())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"BITTTT_INSTRUCTION_SET": instruction_set},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # A CPU that lacks it, or isn't an x86, has the baseline.
+    assert done.stdout.split() == [instruction_set] or instruction_set == "avx2"
+
+
+@needs_kernels
+def test_not_a_number_stays_one():
+    x = np.full((1, 3, 16), np.nan, jnp.bfloat16)
+    y = causal_convolution(x, normal(2, 16), normal(16), np.arange(3)[None], implementation="cpu")
+    assert np.all(np.isnan(np.asarray(y, np.float32)))
+
+
+def test_what_does_not_fit_is_left_to_xla_or_refused():
+    arguments = (*ttt_arguments(1, 4, 1, 6, 2), None)
+    read(*arguments, "auto", 0)
+    with pytest.raises(ConfigError, match="width is a multiple of 16"):
+        read(*arguments, "cpu", 0)
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """As where no compiler was found, and where another program's file lies in its place."""
+    for content in (None, b"not a library"):
+        library = tmp_path / "kernels.so"
+        if content:
+            library.write_bytes(content)
+        monkeypatch.setattr(native, "LIBRARY", library)
+        native.instruction_set.cache_clear()
+        try:
+            assert native.instruction_set() is None
+            assert native.choose("auto", fits=True, needs="") == "xla"
+            with pytest.raises(ConfigError, match="compiler"):
+                native.choose("cpu", fits=True, needs="")
+        finally:
+            native.instruction_set.cache_clear()
