@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
     """Weights before the first mini-batch, the bias as last row: `[B, H, K + 1, K]`."""
     fresh: jax.Array
     """Weights where a document starts, `[H, K + 1, K]`."""
-    restart: jax.Array
+    restart: jax.Array | np.ndarray
     """Whether a mini-batch starts a document, bool `[B, N]`."""
 
 
@@ -44,10 +44,11 @@ def _shapes(*arrays: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
 def _forward(inputs: Inputs, group: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     B, H, *weights = inputs.initial.shape
     groups = -(-inputs.restart.shape[1] // group)
-    saved = jax.ShapeDtypeStruct((B, H, groups, *weights), jnp.float32)
-    results = (*_shapes(inputs.query), saved, *_shapes(inputs.initial))
+    between = jax.ShapeDtypeStruct((B, H, groups, *weights), jnp.float32)
+    results = (*_shapes(inputs.query), between, *_shapes(inputs.initial))
     call = jax.ffi.ffi_call("bitttt_ttt_linear_forward", results, vmap_method="sequential")
-    return call(*inputs, group=np.int64(group))
+    z, saved, final = call(*inputs, group=np.int64(group))
+    return z, saved, final
 
 
 def _backward(inputs: Inputs, saved, grads, group: int) -> Inputs:
