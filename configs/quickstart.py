@@ -19,7 +19,7 @@ from bitttt_jax.config import (
 def get_config() -> TrainConfig:
     return TrainConfig(
         name="quickstart",
-        steps=1250,
+        steps=850,
         model=ModelConfig(
             dim=256,
             num_layers=4,
@@ -33,5 +33,5 @@ def get_config() -> TrainConfig:
             tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), seq_len=512, batch_size=4
         ),
         optim=OptimConfig(lr=6e-3, warmup_steps=100),
-        eval=EvalConfig(every_steps=625, sample_prompt="def "),
+        eval=EvalConfig(every_steps=425, sample_prompt="def "),
     )
