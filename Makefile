@@ -34,7 +34,7 @@ lint: $(STAMP)
 quickstart: $(STAMP)
 	@$(BIN)/bitttt train --config=quickstart --workdir=runs/quickstart
 	@$(BIN)/bitttt evaluate --model=runs/quickstart
-	@$(BIN)/bitttt generate --model=runs/quickstart --prompt="def "
+	@$(BIN)/bitttt generate --model=runs/quickstart --prompt="    def __init__(self" --temperature=0.7
 
 # An environment that can't run pip, or isn't of the PYTHON asked for, counts as none.
 IS_USABLE = $(BIN)/python -c 'import pip' && \

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Flags:
     """Continue a prompt with a trained model; the text goes to stdout, statistics to stderr.
 
-    bitttt generate --model=runs/quickstart --prompt="def "
+    bitttt generate --model=runs/quickstart --prompt="    def __init__(self"
 
     bitttt generate --model=runs/quickstart --prompt=- --temperature=0 < prompt.txt
     """
