@@ -185,24 +185,28 @@ class Decoder:
         self._tokenizer = tokenizer
         # The tokens last given out stay as context: some decoders drop the first token's space.
         self._context: list[int] = []
-        self._context_text = ""
         self._pending: list[int] = []
+        self._given = 0  # characters of their text that are out
 
     def push(self, token: int) -> str:
         """Takes the next token; returns the text that it completes, often none or one word."""
         self._pending.append(token)
         text = self._tokenizer.decode(self._context + self._pending)
-        return "" if text.endswith("\ufffd") else self._give(text)
+        if text.endswith("\ufffd"):  # may become a character, those before it won't
+            return self._give(text[:-1])
+        given = self._give(text)
+        if given:
+            self._context, self._pending = self._pending, []
+            self._given = len(self._tokenizer.decode(self._context))
+        return given
 
     def flush(self) -> str:
         """Returns what is left at the end, an incomplete character as U+FFFD."""
         return self._give(self._tokenizer.decode(self._context + self._pending))
 
     def _give(self, text: str) -> str:
-        given = text[len(self._context_text) :]
-        if given:
-            self._context, self._pending = self._pending, []
-            self._context_text = self._tokenizer.decode(self._context)
+        given = text[self._given :]
+        self._given = max(self._given, len(text))
         return given
 
 

@@ -117,9 +117,10 @@ class Trainer:
             if reports:
                 self._report_health(state.params, step, batch)
             if saves:
-                self.run.update(state="saving")
+                self.run.update(state="stopping" if is_stopping else "saving")
                 self.checkpoints.save(step, state, metrics=values, force=True)
-                self.run.update(state="running")
+        if not is_stopping:
+            self.run.update(state="running")
 
     def _report_health(self, params: Any, step: int, batch: Any) -> None:
         self.metrics.scalars(step, self.health.report(params, batch))
@@ -128,16 +129,17 @@ class Trainer:
 
     def _report_saved(self) -> None:
         for saved in self.checkpoints.poll():
-            self.run.event("checkpoint", step=saved.step, path=str(saved.path), bytes=saved.size)
+            path = self.run.checkpoints_path / str(saved.step)  # as the user named the folder
+            self.run.event("checkpoint", step=saved.step, path=str(path), bytes=saved.size)
             kept = len(self.checkpoints.steps())
-            self.console.checkpoint(saved.step, saved.path, saved.size, saved.seconds, kept)
+            self.console.checkpoint(saved.step, path, saved.size, saved.seconds, kept)
 
     def _finish(self, step: int, code: ExitCode) -> None:
         """Waits for the last checkpoint and says what the run came to."""
-        self.run.update(state="saving", step=step)
+        is_finished = step == self.config.steps
+        self.run.update(state="saving" if is_finished else "stopping", step=step)
         self.checkpoints.wait()
         self._report_saved()
-        is_finished = step == self.config.steps
         if not is_finished:
             self.run.event("stop", step=step, exit_code=int(code))
         peaks = hardware.device_peak_bytes()
@@ -153,7 +155,7 @@ class Trainer:
                 best=None if best and last and best.step == last.step else best,
                 peak_bytes=max(peaks) if peaks else None,
                 checkpoints=self.checkpoints.steps(),
-                checkpoint_folder=str(self.checkpoints.folder),
+                checkpoint_folder=str(self.run.checkpoints_path),
                 next_commands=_next_commands(self.config, self.run, step),
             )
         )

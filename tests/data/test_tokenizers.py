@@ -29,6 +29,11 @@ def decoded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [*(decoder.push(id_) for id_ in ids), decoder.flush()]
 
 
+def test_bytes_that_are_no_text_are_not_held_back_for_ever():
+    pieces = decoded(Tokenizer.bytes(), [0xFF] * 9)
+    assert pieces[3] == "\ufffd" and "".join(pieces) == "\ufffd" * 9
+
+
 @pytest.fixture
 def bpe(texts: list[str]) -> Tokenizer:
     return Tokenizer.train(texts, 320)
