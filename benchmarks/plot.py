@@ -59,7 +59,7 @@ def throughput(cases: list[dict[str, Any]], path: Path, where: str) -> None:
                 (case["mixer"], case["peer"] or case["weights"]): case["summary"]["tokens_per_s"]
                 for case in cases
                 if (case["seq_len"], case["batch"], case["dtype"]) == (T, batch, dtype)
-                and case["form"] == "dual"
+                and _is_usual(case)
             }
             _bars(panel, chosen)
             panel.set_title(f"{dtype} activations")
@@ -102,7 +102,7 @@ def growth(cases: list[dict[str, Any]], path: Path, where: str) -> None:
     ours = [
         case
         for case in cases
-        if (case["weights"], case["dtype"], case["form"]) == ("int8", "bfloat16", "dual")
+        if (case["weights"], case["dtype"]) == ("int8", "bfloat16") and _is_usual(case)
     ]
     tokens = max(case["seq_len"] * case["batch"] for case in ours) if ours else 0
     shortest = min((case["seq_len"] for case in ours), default=0)
@@ -124,6 +124,11 @@ def growth(cases: list[dict[str, Any]], path: Path, where: str) -> None:
             if panel.lines:
                 panel.legend()
         drawn.suptitle(f"ternary int8, bfloat16 activations, {where}", fontsize=10, color="#444444")
+
+
+def _is_usual(case: dict[str, Any]) -> bool:
+    """Whether a case is computed as a run computes it by itself."""
+    return (case["form"], case["implementation"]) == ("dual", "auto")
 
 
 def _line(panel: Any, cases: list[dict[str, Any]], key: str, mixer: str) -> None:

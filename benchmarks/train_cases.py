@@ -53,6 +53,8 @@ class Case:
     batch: int
     form: Literal["dual", "primal"] = "dual"
     """How a TTT mixer is computed."""
+    implementation: Literal["auto", "xla"] = "auto"
+    """Whether native code may compute parts of it."""
     peer: Literal["", "torch"] = ""
     """The other framework, where it isn't ours."""
 
@@ -61,7 +63,10 @@ class Case:
         """Unique among the cases."""
         kind = self.peer or {"float": "float"}.get(self.weights, f"ternary_{self.weights}")
         form = "" if self.form == "dual" else f"-{self.form}"
-        return f"{self.mixer}{form}-{kind}-{self.dtype}-T{self.seq_len}-b{self.batch}"
+        implementation = "" if self.implementation == "auto" else f"-{self.implementation}"
+        return (
+            f"{self.mixer}{form}{implementation}-{kind}-{self.dtype}-T{self.seq_len}-b{self.batch}"
+        )
 
     @property
     def is_slow(self) -> bool:
@@ -81,6 +86,7 @@ def all_cases(size: Size, with_torch: bool) -> dict[str, Case]:
     for mixer in ("attention", "ttt_linear"):
         cases += growth_with_length(size, mixer)
         cases += growth_with_batch(size, mixer)
+    cases.append(Case("ttt_linear", "int8", "bfloat16", T, batch, implementation="xla"))
     cases.append(Case("ttt_linear", "int8", "bfloat16", T, batch, form="primal"))
     return {case.name: case for case in cases}
 
@@ -113,7 +119,7 @@ def make_config(case: Case, size: Size) -> TrainConfig:
             mlp=ternary,
             path="fake_quant" if case.weights == "fake_quant" else "int8",
         ),
-        ttt=TTTConfig(form=case.form, remat_group=0),
+        ttt=TTTConfig(form=case.form, remat_group=0, implementation=case.implementation),
     )
     return TrainConfig(
         name=case.name,
