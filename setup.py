@@ -11,7 +11,7 @@ SOURCES = Path("bitttt_jax/native/src")
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-g0", "-Wall", "-Wextra"]
 # Compiled for every instruction set: its floats in a vector, and flags. The library takes its
 # choice when it is loaded.
-KERNELS = ("ttt_linear.cc", "convolution.cc")
+KERNELS = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc")
 X86 = {
     "avx512": (16, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]),
     "avx2": (8, ["-mavx2", "-mfma"]),

@@ -28,7 +28,7 @@ needs_kernels = pytest.mark.skipif(
     native.instruction_set() is None, reason="no compiler when the package was installed"
 )
 
-# Rows, tokens, heads, features, mini-batch, mini-batches between saved weights.
+# Rows, tokens, heads, features, mini-batch, mini-batches between saved weights; for either model.
 TTT_SHAPES = [
     (2, 64, 2, 64, 16, 0),
     (1, 64, 2, 64, 16, 3),
@@ -46,11 +46,15 @@ def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
     return (scale * rng.normal(size=shape)).astype(np.float32)
 
 
-def ttt_arguments(B: int, T: int, H: int, K: int, b: int) -> tuple[Any, ...]:
-    fast = lambda *lead, seed: {
-        "w1": normal(*lead, K, K, scale=0.1, seed=seed),
-        "b1": normal(*lead, K, scale=0.1, seed=seed),
-    }
+def ttt_arguments(B: int, T: int, H: int, K: int, b: int, F: int = 0) -> tuple[Any, ...]:
+    def fast(*lead: int, seed: int) -> dict[str, np.ndarray]:
+        shapes = {"w1": (K, F or K), "b1": (F or K,), "w2": (F, K), "b2": (K,)}
+        return {
+            name: normal(*lead, *shape, scale=0.1, seed=seed)
+            for name, shape in shapes.items()
+            if F or name.endswith("1")
+        }
+
     norm = FastNorm(1 + normal(H, K, scale=0.2), normal(H, K, scale=0.2, seed=1))
     scale = np.asarray(token_scales(normal(b, scale=0.02)))
     views = Views(
@@ -86,8 +90,8 @@ def check_close(actual: Any, expected: Any, tolerance: float) -> None:
         assert np.max(np.abs(a - e)) <= tolerance * max(1e-3, float(np.max(np.abs(e))))
 
 
-def check_ttt_linear(B: int, T: int, H: int, K: int, b: int, group: int) -> None:
-    arguments = ttt_arguments(B, T, H, K, b)
+def check_ttt(B: int, T: int, H: int, K: int, b: int, group: int, F: int = 0) -> None:
+    arguments = ttt_arguments(B, T, H, K, b, F)
     restart_BN = np.random.default_rng(5).random((B, T // b)) < 0.4
 
     @functools.partial(jax.jit, static_argnames="implementation")
@@ -117,7 +121,14 @@ def check_convolution(B: int, T: int, D: int, W: int, dtype: str) -> None:
 @needs_kernels
 @pytest.mark.parametrize("shape", TTT_SHAPES)
 def test_ttt_linear(shape):
-    check_ttt_linear(*shape)
+    check_ttt(*shape)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", TTT_SHAPES)
+@pytest.mark.parametrize("hidden", [16, 160])
+def test_ttt_mlp(shape, hidden):
+    check_ttt(*shape, hidden)
 
 
 @needs_kernels
@@ -136,7 +147,8 @@ from bitttt_jax import native
 from tests import test_native as checks
 if native.instruction_set() == {instruction_set!r}:
     for shape in checks.TTT_SHAPES[:4]:
-        checks.check_ttt_linear(*shape)
+        checks.check_ttt(*shape)
+        checks.check_ttt(*shape, 48)
     for shape in checks.CONVOLUTION_SHAPES[:2]:
         checks.check_convolution(*shape, "bfloat16")
 print(native.instruction_set())
@@ -163,7 +175,7 @@ def test_not_a_number_stays_one():
 def test_what_does_not_fit_is_left_to_xla_or_refused():
     arguments = (*ttt_arguments(1, 4, 1, 6, 2), None)
     read(*arguments, "auto", 0)
-    with pytest.raises(ConfigError, match="width is a multiple of 16"):
+    with pytest.raises(ConfigError, match="widths are multiples of 16"):
         read(*arguments, "cpu", 0)
 
 

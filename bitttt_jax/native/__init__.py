@@ -25,8 +25,8 @@ LIBRARY = Path(__file__).with_name("kernels.so")
 _TARGETS = (
     "convolution_forward",
     "convolution_backward",
-    "ttt_linear_forward",
-    "ttt_linear_backward",
+    "ttt_forward",
+    "ttt_backward",
 )
 
 

@@ -178,25 +178,26 @@ def _dual_linear(fresh, norm: FastNorm, scale_b, state: StreamState, minis, rest
     return z, _unpack({"w1": outputs.final + mean})
 
 
-def _dual_linear_cpu(
+def _dual_cpu(
     learner: Learner, views: Views, state: StreamState, restart_BN, remat_group: int
 ) -> tuple[jax.Array, FastWeights]:
-    """All complete mini-batches of the linear inner model, by native code."""
-    b = learner.token_scale_b.shape[0]
+    """All complete mini-batches, by native code."""
     if restart_BN is None:
-        restart_BN = jnp.zeros((views.query.shape[0], views.query.shape[1] // b), bool)
-    z, final = cpu.read_linear(
+        B, T = views.query.shape[:2]
+        restart_BN = jnp.zeros((B, T // learner.token_scale_b.shape[0]), bool)
+    z, final = cpu.read_mini_batches(
         cpu.Inputs(
             *views,
             learner.token_scale_b,
             *learner.norm,
-            initial=_pack(state.fast)["w1"],
-            fresh=_pack(learner.fast)["w1"],
+            initial=cpu.flatten(state.fast),
+            fresh=cpu.flatten(learner.fast),
             restart=restart_BN,
         ),
+        learner.fast["w1"].shape[-1] if "w2" in learner.fast else 0,
         remat_group or 1,
     )
-    return z, _unpack({"w1": final})
+    return z, cpu.unflatten(final, learner.fast)
 
 
 def dual(
@@ -219,8 +220,8 @@ def dual(
       complete_BN: False where a mini-batch lacks its last token: its gradients then stay in
         `state.grad` and the fast weights don't move. None for all complete, and no earlier ones.
       remat_group: mini-batches between two saved fast weights; 0 saves everything.
-      implementation: of complete mini-batches of the linear inner model; `cpu` is differentiable
-        once, XLA's code any number of times.
+      implementation: of complete mini-batches; `cpu` is differentiable once, XLA's code any number
+        of times.
 
     Returns:
       The inner model's outputs for the queries before the LayerNorm, `[B, T, H, K]`, up to a
@@ -256,11 +257,12 @@ def dual(
         grad = {n: jnp.where(expand(complete_B, g), 0.0, g) for n, g in total.items()}
         return (fast, grad), result
 
-    if not is_mlp and complete_BN is None:
-        fits = views.query.dtype == jnp.float32 and views.query.shape[-1] % 16 == 0
-        needs = "float32 fast weights and heads whose width is a multiple of 16"
+    if complete_BN is None:
+        widths = views.query.shape[-1], learner.fast["w1"].shape[-1]
+        fits = views.query.dtype == jnp.float32 and all(width % 16 == 0 for width in widths)
+        needs = "float32 fast weights whose widths are multiples of 16"
         if native.choose(implementation, fits, needs) == "cpu":
-            z, final = _dual_linear_cpu(learner, views, state, restart_BN, remat_group)
+            z, final = _dual_cpu(learner, views, state, restart_BN, remat_group)
             return z, StreamState(final, state.grad)
     minis = _mini_batches(views, scale_b)
     if not is_mlp and complete_BN is None and not remat_group:

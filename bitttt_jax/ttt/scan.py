@@ -38,7 +38,7 @@ def read_documents(
         `data.batches` lays them; the outputs of a row where one doesn't are NaN.
       form: `dual`, or `primal` with the definition's per-token gradients.
       remat_group: mini-batches between two saved fast weights (dual form); 0 saves everything.
-      implementation: of the dual form of the linear inner model.
+      implementation: of the dual form.
 
     Returns:
       Outputs `[B, T, H, K]`, finite but arbitrary at padding.

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "convolution.h"
-#include "ttt_linear.h"
+#include "ttt.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -21,7 +21,7 @@ namespace {
 
 struct Kernels {
   const char* instruction_set;
-  const TttLinear& ttt_linear;
+  const TttTable &ttt_linear, &ttt_mlp;
   const ConvolutionTable& convolution;
 };
 
@@ -34,14 +34,14 @@ Kernels choose_kernels() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512 && (asked.empty() || asked == "avx512")) {
-    return {"avx512", ttt_linear_avx512, convolution_avx512};
+    return {"avx512", ttt_linear_avx512, ttt_mlp_avx512, convolution_avx512};
   }
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && (asked.empty() || asked == "avx2")) {
-    return {"avx2", ttt_linear_avx2, convolution_avx2};
+    return {"avx2", ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2};
   }
 #endif
-  return {"baseline", ttt_linear_baseline, convolution_baseline};
+  return {"baseline", ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline};
 }
 
 const Kernels& kernels() {
@@ -90,27 +90,30 @@ using Array = ffi::Buffer<ffi::F32>;
 using Flags = ffi::Buffer<ffi::PRED>;
 using Result = ffi::Result<Array>;
 
-// Query, key and value are [B, T, H, K], rate [B, T, H], the token scale [b], the norm [H, K], the
-// initial weights [B, H, K + 1, K], the fresh ones [H, K + 1, K], restart [B, N].
+// Query, key and value are [B, T, H, K], rate [B, T, H], the token scale [b], the norm [H, K],
+// restart [B, N]; with M weights a head, the initial weights are [B, H, M], the fresh ones [H, M].
 struct Call {
   Shape shape;
+  const TttTable& kernels;
   int64_t B, H, N, groups;
 };
 
-ffi::ErrorOr<Call> read_shapes(const Array& query, const Array& scale, const Array& initial,
-                               int64_t group) {
+ffi::ErrorOr<Call> read_shapes(const Array& query, const Array& scale, const Array& weights,
+                               int64_t hidden, int64_t group) {
   const auto q = query.dimensions();
-  const auto w = initial.dimensions();
-  if (q.size() != 4 || w.size() != 4 || scale.dimensions().size() != 1) {
-    return ffi::Unexpected(ffi::Error::InvalidArgument("ttt_linear: wrong number of dimensions"));
+  const auto w = weights.dimensions();
+  if (q.size() != 4 || w.size() != 3 || scale.dimensions().size() != 1) {
+    return ffi::Unexpected(ffi::Error::InvalidArgument("ttt: wrong number of dimensions"));
   }
   const int64_t B = q[0], T = q[1], H = q[2], K = q[3], b = scale.dimensions()[0];
-  if (K % 16 || b < 1 || T % b || group < 1 || w[0] != B || w[1] != H || w[2] != K + 1 ||
-      w[3] != K) {
-    return ffi::Unexpected(ffi::Error::InvalidArgument("ttt_linear: shapes don't fit"));
+  const Shape shape = {T, b, K, hidden, H * K, H, group};
+  if (K % 16 || hidden % 16 || b < 1 || T % b || group < 1 || w[0] != B || w[1] != H ||
+      w[2] != shape.weights()) {
+    return ffi::Unexpected(ffi::Error::InvalidArgument("ttt: shapes don't fit"));
   }
   const int64_t N = T / b;
-  return Call{{T, b, K, H * K, H, group}, B, H, N, (N + group - 1) / group};
+  const TttTable& table = hidden ? kernels().ttt_mlp : kernels().ttt_linear;
+  return Call{shape, table, B, H, N, (N + group - 1) / group};
 }
 
 Tokens tokens_of(const Call& c, int64_t row, int64_t head, const Array& query, const Array& key,
@@ -126,18 +129,18 @@ Tokens tokens_of(const Call& c, int64_t row, int64_t head, const Array& query, c
           scale.typed_data(),
           norm_scale.typed_data() + head * s.K,
           norm_bias.typed_data() + head * s.K,
-          fresh.typed_data() + head * (s.K + 1) * s.K,
+          fresh.typed_data() + head * s.weights(),
           restart.typed_data() + row * c.N};
 }
 
-ffi::Error ttt_linear_forward(ffi::ThreadPool pool, int64_t group, Array query, Array key, Array value,
+ffi::Error ttt_forward(ffi::ThreadPool pool, int64_t hidden, int64_t group, Array query, Array key, Array value,
                    Array rate, Array scale, Array norm_scale, Array norm_bias, Array initial,
                    Array fresh, Flags restart, Result z, Result saved, Result final) {
-  auto call = read_shapes(query, scale, initial, group);
+  auto call = read_shapes(query, scale, initial, hidden, group);
   if (call.has_error()) return call.error();
   const Call c = *call;
   const Shape& s = c.shape;
-  const int64_t weights = (s.K + 1) * s.K;
+  const int64_t weights = s.weights();
   run_all(pool, c.B * c.H, [&](int64_t i) {
     const int64_t row = i / c.H, head = i % c.H;
     const Tokens tokens = tokens_of(c, row, head, query, key, value, rate, scale, norm_scale,
@@ -146,22 +149,22 @@ ffi::Error ttt_linear_forward(ffi::ThreadPool pool, int64_t group, Array query, 
                          z->typed_data() + row * s.T * s.stride + head * s.K,
                          saved->typed_data() + i * c.groups * weights,
                          final->typed_data() + i * weights};
-    kernels().ttt_linear.forward(s, tokens, out, scratch(scratch_size(s)));
+    c.kernels.forward(s, tokens, out, scratch(scratch_size(s)));
   });
   return ffi::Error::Success();
 }
 
-ffi::Error ttt_linear_backward(ffi::ThreadPool pool, int64_t group, Array query, Array key, Array value,
+ffi::Error ttt_backward(ffi::ThreadPool pool, int64_t hidden, int64_t group, Array query, Array key, Array value,
                     Array rate, Array scale, Array norm_scale, Array norm_bias, Array saved,
                     Array fresh, Flags restart, Array grad_z, Array grad_final, Result grad_query,
                     Result grad_key, Result grad_value, Result grad_rate, Result grad_scale,
                     Result grad_norm_scale, Result grad_norm_bias, Result grad_initial,
                     Result grad_fresh) {
-  auto call = read_shapes(query, scale, grad_final, group);
+  auto call = read_shapes(query, scale, grad_final, hidden, group);
   if (call.has_error()) return call.error();
   const Call c = *call;
   const Shape& s = c.shape;
-  const int64_t weights = (s.K + 1) * s.K;
+  const int64_t weights = s.weights();
   run_all(pool, c.B * c.H, [&](int64_t i) {
     const int64_t row = i / c.H, head = i % c.H;
     const int64_t at = row * s.T * s.stride + head * s.K;
@@ -179,7 +182,7 @@ ffi::Error ttt_linear_backward(ffi::ThreadPool pool, int64_t group, Array query,
                           grad_norm_bias->typed_data() + i * s.K,
                           grad_initial->typed_data() + i * weights,
                           grad_fresh->typed_data() + i * weights};
-    kernels().ttt_linear.backward(s, tokens, out, scratch(scratch_size(s)));
+    c.kernels.backward(s, tokens, out, scratch(scratch_size(s)));
   });
   return ffi::Error::Success();
 }
@@ -294,16 +297,16 @@ using bitttt::Positions;
 
 // clang-format off
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    ttt_linear_forward, bitttt::ttt_linear_forward,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("group")
+    ttt_forward, bitttt::ttt_forward,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("hidden").Attr<int64_t>("group")
         .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()  // query, key, value, rate
         .Arg<Array>().Arg<Array>().Arg<Array>()               // scale, norm scale, norm bias
         .Arg<Array>().Arg<Array>().Arg<Flags>()               // initial, fresh, restart
         .Ret<Array>().Ret<Array>().Ret<Array>());             // z, saved, final
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    ttt_linear_backward, bitttt::ttt_linear_backward,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("group")
+    ttt_backward, bitttt::ttt_backward,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("hidden").Attr<int64_t>("group")
         .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()  // query, key, value, rate
         .Arg<Array>().Arg<Array>().Arg<Array>()               // scale, norm scale, norm bias
         .Arg<Array>().Arg<Array>().Arg<Flags>()               // saved, fresh, restart

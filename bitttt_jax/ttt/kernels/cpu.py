@@ -1,8 +1,8 @@
-"""TTT-Linear's dual form as native CPU code: `native/src/ttt_linear.cc`, forwards and backwards.
+"""The dual form as native CPU code: `native/src/ttt_linear.cc`, `ttt_mlp.cc`, and back again.
 
-A head's weights stay in the first-level cache from its first mini-batch to its last, and what
-depends on one mini-batch alone is computed when it is its turn: nothing is laid out anew, and of
-all intermediate values only the weights before every group of mini-batches are saved.
+A head's weights stay in the cache from its first mini-batch to its last, and what depends on one
+mini-batch alone is computed when it is its turn: nothing is laid out anew, and of all intermediate
+values only the weights before every group of mini-batches are saved.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bitttt_jax.ttt.inner import FastWeights
+
 
 class Inputs(NamedTuple):
-    """What the kernel reads; all but `restart` are differentiable and float32."""
+    """What the kernels read; all but `restart` are differentiable and float32."""
 
     query: jax.Array
     """`[B, T, H, K]`, as are `key` and `value`; T is a multiple of b."""
@@ -30,28 +32,47 @@ class Inputs(NamedTuple):
     """`[H, K]`, as is `norm_bias`."""
     norm_bias: jax.Array
     initial: jax.Array
-    """Weights before the first mini-batch, the bias as last row: `[B, H, K + 1, K]`."""
+    """Weights before the first mini-batch, `flatten`ed: `[B, H, M]`."""
     fresh: jax.Array
-    """Weights where a document starts, `[H, K + 1, K]`."""
+    """Weights where a document starts, `[H, M]`."""
     restart: jax.Array | np.ndarray
     """Whether a mini-batch starts a document, bool `[B, N]`."""
+
+
+def flatten(fast: FastWeights) -> jax.Array:
+    """All weights of a head in one dimension, each matrix followed by its bias."""
+    parts = [fast[name] for name in ("w1", "b1", "w2", "b2") if name in fast]
+    lead = fast["b1"].shape[:-1]
+    return jnp.concatenate([part.reshape(*lead, -1) for part in parts], axis=-1)
+
+
+def unflatten(flat: jax.Array, like: FastWeights) -> FastWeights:
+    """Undoes `flatten`; the last dimensions of each weight are those of `like`."""
+    lead, start, fast = flat.shape[:-1], 0, {}
+    for name in ("w1", "b1", "w2", "b2"):
+        if name in like:
+            shape = like[name].shape[-2:] if name.startswith("w") else like[name].shape[-1:]
+            stop = start + int(np.prod(shape))
+            fast[name] = flat[..., start:stop].reshape(*lead, *shape)
+            start = stop
+    return fast
 
 
 def _shapes(*arrays: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays)
 
 
-def _forward(inputs: Inputs, group: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    B, H, *weights = inputs.initial.shape
+def _forward(inputs: Inputs, hidden: int, group: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    B, H, M = inputs.initial.shape
     groups = -(-inputs.restart.shape[1] // group)
-    between = jax.ShapeDtypeStruct((B, H, groups, *weights), jnp.float32)
+    between = jax.ShapeDtypeStruct((B, H, groups, M), jnp.float32)
     results = (*_shapes(inputs.query), between, *_shapes(inputs.initial))
-    call = jax.ffi.ffi_call("bitttt_ttt_linear_forward", results, vmap_method="sequential")
-    z, saved, final = call(*inputs, group=np.int64(group))
+    call = jax.ffi.ffi_call("bitttt_ttt_forward", results, vmap_method="sequential")
+    z, saved, final = call(*inputs, hidden=np.int64(hidden), group=np.int64(group))
     return z, saved, final
 
 
-def _backward(inputs: Inputs, saved, grads, group: int) -> Inputs:
+def _backward(inputs: Inputs, saved, grads, hidden: int, group: int) -> Inputs:
     batch = inputs.initial.shape[0]
     per_row = lambda x: jax.ShapeDtypeStruct((batch, *x.shape), jnp.float32)
     H, b = inputs.rate.shape[2], inputs.token_scale.shape[0]
@@ -62,10 +83,10 @@ def _backward(inputs: Inputs, saved, grads, group: int) -> Inputs:
         *_shapes(inputs.initial),
         per_row(inputs.fresh),
     )
-    call = jax.ffi.ffi_call("bitttt_ttt_linear_backward", results, vmap_method="sequential")
+    call = jax.ffi.ffi_call("bitttt_ttt_backward", results, vmap_method="sequential")
     read = inputs._replace(initial=saved)
     query, key, value, rate, scale, norm_scale, norm_bias, initial, fresh = call(
-        *read, *grads, group=np.int64(group)
+        *read, *grads, hidden=np.int64(hidden), group=np.int64(group)
     )
     return Inputs(
         query,
@@ -81,33 +102,34 @@ def _backward(inputs: Inputs, saved, grads, group: int) -> Inputs:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def read_linear(inputs: Inputs, group: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def read_mini_batches(inputs: Inputs, hidden: int, group: int) -> tuple[jax.Array, jax.Array]:
     """Reads all mini-batches in order.
 
     Differentiable once, in reverse.
 
     Args:
       inputs: tokens, weights and norm.
+      hidden: hidden width of the inner MLP; 0 for the linear inner model.
       group: mini-batches between two saved weights, at least 1; the backward pass computes those
         between them again.
 
     Returns:
       The inner model's outputs for the queries before the LayerNorm `[B, T, H, K]`, and the weights
-      after the last mini-batch `[B, H, K + 1, K]`.
+      after the last mini-batch `[B, H, M]`.
     """
-    z, _, final = _forward(inputs, group)
+    z, _, final = _forward(inputs, hidden, group)
     return z, final
 
 
-def _read_linear_fwd(inputs: Inputs, group: int):
-    z, saved, final = _forward(inputs, group)
+def _read_fwd(inputs: Inputs, hidden: int, group: int):
+    z, saved, final = _forward(inputs, hidden, group)
     return (z, final), (inputs, saved)
 
 
-def _read_linear_bwd(group: int, residuals, grads):
+def _read_bwd(hidden: int, group: int, residuals, grads):
     inputs, saved = residuals
-    return (_backward(inputs, saved, grads, group),)
+    return (_backward(inputs, saved, grads, hidden, group),)
 
 
-read_linear.defvjp(_read_linear_fwd, _read_linear_bwd)
+read_mini_batches.defvjp(_read_fwd, _read_bwd)

@@ -1,8 +1,9 @@
-// TTT-Linear in the dual form, one head of one sequence: what the kernels compute.
+// TTT in the dual form, one head of one sequence: what the kernels compute.
 //
-// Suffixes as in ttt/dual.py: T tokens, N mini-batches of b tokens, K features. Weights are packed:
-// `[K + 1, K]`, the bias as last row. Everything is float32 and row-major; consecutive tokens of
-// one head lie `stride` floats apart.
+// Suffixes as in ttt/dual.py: T tokens, N mini-batches of b tokens, K features, F hidden features of
+// the inner MLP. Everything is float32 and row-major; consecutive tokens of one head lie `stride`
+// floats apart. The weights of a head are one array, each matrix with its bias as last row:
+// `[K + 1, K]` of the linear model, `[K + 1, F]` and then `[F + 1, K]` of the MLP.
 
 #pragma once
 
@@ -12,9 +13,13 @@ namespace bitttt {
 
 struct Shape {
   int64_t T, b, K;
+  int64_t F;            // 0 for the linear model
   int64_t stride;       // floats from a token's features to the next token's
   int64_t rate_stride;  // floats from a token's learning rate to the next token's
   int64_t group;        // mini-batches between two saved weights
+
+  int64_t weights() const { return F ? (K + 1) * F + (F + 1) * K : (K + 1) * K; }
+  int64_t columns() const { return (b + 15) / 16 * 16; }  // of a [b, b] matrix, padded
 };
 
 struct Tokens {
@@ -51,18 +56,19 @@ struct Backward {
   float* fresh;
 };
 
-// Floats of working memory that either pass needs.
+// Floats of working memory that any of the passes needs.
 inline int64_t scratch_size(const Shape& s) {
-  const int64_t columns = (s.b + 15) / 16 * 16;
-  const int64_t weights = (s.K + 1) * s.K;
-  return (s.group + 4) * weights + 8 * s.b * s.K + 2 * s.K * columns + 4 * s.b * columns + 8 * s.b;
+  const int64_t widest = s.F > s.K ? s.F : s.K;
+  return (s.group + 3) * s.weights() + 16 * s.b * (s.K + widest) + 4 * widest * s.columns() +
+         6 * s.b * s.columns() + 8 * s.b;
 }
 
-struct TttLinear {
+struct TttTable {
   void (*forward)(const Shape&, const Tokens&, const Forward&, float* scratch);
   void (*backward)(const Shape&, const Tokens&, const Backward&, float* scratch);
 };
 
-extern const TttLinear ttt_linear_avx512, ttt_linear_avx2, ttt_linear_baseline;
+extern const TttTable ttt_linear_avx512, ttt_linear_avx2, ttt_linear_baseline;
+extern const TttTable ttt_mlp_avx512, ttt_mlp_avx2, ttt_mlp_baseline;
 
 }  // namespace bitttt
