@@ -108,7 +108,7 @@ ffi::ErrorOr<Call> read_shapes(const Array& query, const Array& scale, const Arr
   const int64_t B = q[0], T = q[1], H = q[2], K = q[3], b = scale.dimensions()[0];
   const Shape shape = {T, b, K, hidden, H * K, H, group};
   if (K % 16 || hidden % 16 || b < 1 || T % b || group < 1 || w[0] != B || w[1] != H ||
-      w[2] != shape.weights()) {
+      w[2] != weights_of(shape)) {
     return ffi::Unexpected(ffi::Error::InvalidArgument("ttt: shapes don't fit"));
   }
   const int64_t N = T / b;
@@ -129,7 +129,7 @@ Tokens tokens_of(const Call& c, int64_t row, int64_t head, const Array& query, c
           scale.typed_data(),
           norm_scale.typed_data() + head * s.K,
           norm_bias.typed_data() + head * s.K,
-          fresh.typed_data() + head * s.weights(),
+          fresh.typed_data() + head * weights_of(s),
           restart.typed_data() + row * c.N};
 }
 
@@ -140,7 +140,7 @@ ffi::Error ttt_forward(ffi::ThreadPool pool, int64_t hidden, int64_t group, Arra
   if (call.has_error()) return call.error();
   const Call c = *call;
   const Shape& s = c.shape;
-  const int64_t weights = s.weights();
+  const int64_t weights = weights_of(s);
   run_all(pool, c.B * c.H, [&](int64_t i) {
     const int64_t row = i / c.H, head = i % c.H;
     const Tokens tokens = tokens_of(c, row, head, query, key, value, rate, scale, norm_scale,
@@ -164,7 +164,7 @@ ffi::Error ttt_backward(ffi::ThreadPool pool, int64_t hidden, int64_t group, Arr
   if (call.has_error()) return call.error();
   const Call c = *call;
   const Shape& s = c.shape;
-  const int64_t weights = s.weights();
+  const int64_t weights = weights_of(s);
   run_all(pool, c.B * c.H, [&](int64_t i) {
     const int64_t row = i / c.H, head = i % c.H;
     const int64_t at = row * s.T * s.stride + head * s.K;

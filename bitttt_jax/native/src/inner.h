@@ -10,12 +10,15 @@ namespace {
 
 constexpr float kEps = 1e-6f;  // ttt.inner.NORM_EPS
 
-// Working memory, handed out piece by piece.
+// Working memory, handed out piece by piece; `scratch_size` must have counted all of them.
 struct Scratch {
   float* next;
+  float* end;
+  Scratch(const Shape& s, float* memory) : next(memory), end(memory + scratch_size(s)) {}
   float* take(int64_t n) {
     float* piece = next;
     next += n;
+    if (next > end) __builtin_trap();
     return piece;
   }
 };
@@ -158,10 +161,10 @@ inline void rated(const Shape& s, const Tokens& t, int64_t first, int64_t width,
 
 // step[i, j] = scale_i rate_j for j <= i, else 0: how much of token j's gradient token i sees.
 inline void step_sizes(const Shape& s, const Tokens& t, int64_t first, float* step) {
-  fill(s.b * s.columns(), 0.0f, step);
+  fill(s.b * columns_of(s), 0.0f, step);
   for (int64_t i = 0; i < s.b; ++i) {
     for (int64_t j = 0; j <= i; ++j) {
-      step[i * s.columns() + j] = t.scale[i] * t.rate[(first + j) * s.rate_stride];
+      step[i * columns_of(s) + j] = t.scale[i] * t.rate[(first + j) * s.rate_stride];
     }
   }
 }
@@ -169,9 +172,9 @@ inline void step_sizes(const Shape& s, const Tokens& t, int64_t first, float* st
 // to[i, j] = a_i . b_j, of [b, width] each.
 inline void dot_products(const Shape& s, int64_t width, const float* a, int64_t lda, const float* b,
                          int64_t ldb, float* as_columns, float* to) {
-  fill(width * s.columns(), 0.0f, as_columns);
-  transpose(s.b, width, b, ldb, as_columns, s.columns());
-  multiply(s.b, width, s.columns(), {a, lda, 1}, as_columns, s.columns(), to, s.columns(),
+  fill(width * columns_of(s), 0.0f, as_columns);
+  transpose(s.b, width, b, ldb, as_columns, columns_of(s));
+  multiply(s.b, width, columns_of(s), {a, lda, 1}, as_columns, columns_of(s), to, columns_of(s),
            Update::kSet);
 }
 
@@ -183,8 +186,8 @@ inline void dot_products(const Shape& s, int64_t width, const float* a, int64_t 
 // and after the mini-batch the weights take all steps at once.
 inline void see_steps(const Shape& s, int64_t width, const float* step, const float* similarity,
                       const float* d, float* overlap, float* y, int64_t ldy) {
-  for (int64_t i = 0; i < s.b * s.columns(); ++i) overlap[i] = step[i] * (similarity[i] + 1.0f);
-  multiply(s.b, s.b, width, {overlap, s.columns(), 1}, d, width, y, ldy, Update::kSubtract);
+  for (int64_t i = 0; i < s.b * columns_of(s); ++i) overlap[i] = step[i] * (similarity[i] + 1.0f);
+  multiply(s.b, s.b, width, {overlap, columns_of(s), 1}, d, width, y, ldy, Update::kSubtract);
 }
 
 // The backward pass of `see_steps`, and of the weights' own step: given the gradient of y, and what
@@ -195,7 +198,7 @@ inline void see_steps_backward(const Shape& s, const Tokens& t, int64_t first, i
                                const float* step, const float* similarity, const float* d,
                                const float* grad_y, int64_t ldg, const float* seen, float* overlap,
                                float* pairs, float* grad_d, const Backward& out) {
-  const int64_t C = s.columns();
+  const int64_t C = columns_of(s);
   const float last_scale = t.scale[s.b - 1];
   for (int64_t j = 0; j < s.b; ++j) {
     const float rate = t.rate[(first + j) * s.rate_stride];
@@ -235,8 +238,8 @@ inline void add_target_gradient(const Shape& s, const float* grad_value, float* 
 
 // Sets the gradients that the mini-batches add to.
 inline void begin_backward(const Shape& s, const Backward& out) {
-  copy(s.weights(), out.grad_final, out.initial);
-  fill(s.weights(), 0.0f, out.fresh);
+  copy(weights_of(s), out.grad_final, out.initial);
+  fill(weights_of(s), 0.0f, out.fresh);
   fill(s.b, 0.0f, out.scale);
   fill(s.K, 0.0f, out.norm_scale);
   fill(s.K, 0.0f, out.norm_bias);
@@ -245,8 +248,8 @@ inline void begin_backward(const Shape& s, const Backward& out) {
 
 // Before a mini-batch that starts a document the weights were set to the fresh ones.
 inline void end_restarted(const Shape& s, float* grad, const Backward& out) {
-  for (int64_t i = 0; i < s.weights(); ++i) out.fresh[i] += grad[i];
-  fill(s.weights(), 0.0f, grad);
+  for (int64_t i = 0; i < weights_of(s); ++i) out.fresh[i] += grad[i];
+  fill(weights_of(s), 0.0f, grad);
 }
 
 }  // namespace

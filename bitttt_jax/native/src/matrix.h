@@ -96,9 +96,5 @@ inline void fill(int64_t n, float value, float* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = value;
 }
 
-inline void add(int64_t n, const float* from, float* to) {
-  for (int64_t k = 0; k < n; k += LANES) store(to + k, load(to + k) + load(from + k));
-}
-
 }  // namespace
 }  // namespace bitttt

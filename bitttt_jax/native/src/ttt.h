@@ -17,10 +17,22 @@ struct Shape {
   int64_t stride;       // floats from a token's features to the next token's
   int64_t rate_stride;  // floats from a token's learning rate to the next token's
   int64_t group;        // mini-batches between two saved weights
-
-  int64_t weights() const { return F ? (K + 1) * F + (F + 1) * K : (K + 1) * K; }
-  int64_t columns() const { return (b + 15) / 16 * 16; }  // of a [b, b] matrix, padded
 };
+
+// Static, since each instruction set needs its own.
+static inline int64_t weights_of(const Shape& s) {
+  return s.F ? (s.K + 1) * s.F + (s.F + 1) * s.K : (s.K + 1) * s.K;
+}
+
+// Of a [b, b] matrix, padded.
+static inline int64_t columns_of(const Shape& s) { return (s.b + 15) / 16 * 16; }
+
+// Floats of working memory that any of the passes needs.
+static inline int64_t scratch_size(const Shape& s) {
+  const int64_t widest = s.F > s.K ? s.F : s.K;
+  return (s.group + 3) * weights_of(s) + 16 * s.b * (s.K + widest) + 4 * widest * columns_of(s) +
+         6 * s.b * columns_of(s) + 8 * s.b;
+}
 
 struct Tokens {
   const float* query;
@@ -55,13 +67,6 @@ struct Backward {
   float* initial;
   float* fresh;
 };
-
-// Floats of working memory that any of the passes needs.
-inline int64_t scratch_size(const Shape& s) {
-  const int64_t widest = s.F > s.K ? s.F : s.K;
-  return (s.group + 3) * s.weights() + 16 * s.b * (s.K + widest) + 4 * widest * s.columns() +
-         6 * s.b * s.columns() + 8 * s.b;
-}
 
 struct TttTable {
   void (*forward)(const Shape&, const Tokens&, const Forward&, float* scratch);

@@ -19,21 +19,21 @@ void move(const Shape& s, const Tokens& t, int64_t first, const float* moves, fl
 }
 
 void forward(const Shape& s, const Tokens& t, const Forward& out, float* memory) {
-  const int64_t pairs = s.b * s.columns();
-  Scratch scratch{memory};
+  const int64_t pairs = s.b * columns_of(s);
+  Scratch scratch(s, memory);
   float* z = scratch.take(s.b * s.K);
   float* moves = scratch.take(s.b * s.K);
-  float* as_columns = scratch.take(s.K * s.columns());
+  float* as_columns = scratch.take(s.K * columns_of(s));
   float* similarity = scratch.take(pairs);
   float* step = scratch.take(pairs);
   float* overlap = scratch.take(pairs);
   const Loss loss = take_loss(s, scratch);
   float* w = out.final;
-  copy(s.weights(), out.initial, w);
+  copy(weights_of(s), out.initial, w);
   for (int64_t n = 0; n < s.T / s.b; ++n) {
     const int64_t first = n * s.b, at = first * s.stride;
-    if (t.restart[n]) copy(s.weights(), t.fresh, w);
-    if (n % s.group == 0) copy(s.weights(), w, out.saved + n / s.group * s.weights());
+    if (t.restart[n]) copy(weights_of(s), t.fresh, w);
+    if (n % s.group == 0) copy(weights_of(s), w, out.saved + n / s.group * weights_of(s));
     learn(s, t, first, w, z, loss, moves);
     dot_products(s, s.K, t.query + at, s.stride, t.key + at, s.stride, as_columns, similarity);
     step_sizes(s, t, first, step);
@@ -44,17 +44,17 @@ void forward(const Shape& s, const Tokens& t, const Forward& out, float* memory)
 }
 
 void backward(const Shape& s, const Tokens& t, const Backward& out, float* memory) {
-  const int64_t size = s.b * s.K, pair_size = s.b * s.columns(), count = s.T / s.b;
+  const int64_t size = s.b * s.K, pair_size = s.b * columns_of(s), count = s.T / s.b;
   const Layer layer = {s.K, s.K};
-  Scratch scratch{memory};
-  float* group_weights = scratch.take(s.group * s.weights());
+  Scratch scratch(s, memory);
+  float* group_weights = scratch.take(s.group * weights_of(s));
   float* w_transposed = scratch.take(s.K * s.K);
   float* grad_transposed = scratch.take(s.K * s.K);
   float* z = scratch.take(size);
   float* moves = scratch.take(size);
   float* seen = scratch.take(size);
   float* grad_d = scratch.take(size);
-  float* as_columns = scratch.take(s.K * s.columns());
+  float* as_columns = scratch.take(s.K * columns_of(s));
   float* similarity = scratch.take(pair_size);
   float* step = scratch.take(pair_size);
   float* overlap = scratch.take(pair_size);
@@ -66,18 +66,18 @@ void backward(const Shape& s, const Tokens& t, const Backward& out, float* memor
   for (int64_t g = (count + s.group - 1) / s.group - 1; g >= 0; --g) {
     const int64_t begin = g * s.group;
     const int64_t end = begin + s.group < count ? begin + s.group : count;
-    copy(s.weights(), out.saved + g * s.weights(), group_weights);
+    copy(weights_of(s), out.saved + g * weights_of(s), group_weights);
     for (int64_t n = begin; n + 1 < end; ++n) {  // the weights inside the group once more
-      const float* w = group_weights + (n - begin) * s.weights();
-      float* after = group_weights + (n + 1 - begin) * s.weights();
-      copy(s.weights(), t.restart[n + 1] ? t.fresh : w, after);
+      const float* w = group_weights + (n - begin) * weights_of(s);
+      float* after = group_weights + (n + 1 - begin) * weights_of(s);
+      copy(weights_of(s), t.restart[n + 1] ? t.fresh : w, after);
       if (t.restart[n + 1]) continue;
       learn(s, t, n * s.b, w, z, loss, moves);
       move(s, t, n * s.b, moves, after);
     }
     for (int64_t n = end - 1; n >= begin; --n) {
       const int64_t first = n * s.b, at = first * s.stride;
-      const float* w = group_weights + (n - begin) * s.weights();
+      const float* w = group_weights + (n - begin) * weights_of(s);
       const float *query = t.query + at, *key = t.key + at, *grad_z = out.grad_z + at;
       float *grad_query = out.query + at, *grad_key = out.key + at;
 
@@ -94,13 +94,13 @@ void backward(const Shape& s, const Tokens& t, const Backward& out, float* memor
       transpose(s.K, s.K, grad, s.K, grad_transposed, s.K);
       multiply(s.b, s.K, s.K, {grad_z, s.stride, 1}, w_transposed, s.K, grad_query, s.stride,
                Update::kSet);
-      multiply(s.b, s.b, s.K, {pairs, s.columns(), 1}, key, s.stride, grad_query, s.stride,
+      multiply(s.b, s.b, s.K, {pairs, columns_of(s), 1}, key, s.stride, grad_query, s.stride,
                Update::kAdd);
       multiply(s.b, s.K, s.K, {grad_d, s.K, 1}, w_transposed, s.K, grad_key, s.stride,
                Update::kSet);
       multiply(s.b, s.K, s.K, {moves, s.K, 1}, grad_transposed, s.K, grad_key, s.stride,
                Update::kSubtract);
-      multiply(s.b, s.b, s.K, transposed({pairs, s.columns(), 1}), query, s.stride, grad_key,
+      multiply(s.b, s.b, s.K, transposed({pairs, columns_of(s), 1}), query, s.stride, grad_key,
                s.stride, Update::kAdd);
       add_target_gradient(s, out.value + at, grad_key);
       accumulate(layer, s.b, query, s.stride, grad_z, s.stride, grad, Update::kAdd);

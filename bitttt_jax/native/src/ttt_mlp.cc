@@ -79,9 +79,9 @@ Read take_read(const Shape& s, Scratch& scratch) {
   r.z1 = scratch.take(s.b * s.F);
   r.x2 = scratch.take(s.b * s.F);
   for (float** piece : {&r.step, &r.similarity1, &r.similarity2, &r.overlap1, &r.overlap2}) {
-    *piece = scratch.take(s.b * s.columns());
+    *piece = scratch.take(s.b * columns_of(s));
   }
-  r.as_columns = scratch.take((s.F > s.K ? s.F : s.K) * s.columns());
+  r.as_columns = scratch.take((s.F > s.K ? s.F : s.K) * columns_of(s));
   return r;
 }
 
@@ -101,15 +101,15 @@ void read(const Shape& s, const Tokens& t, int64_t first, const float* w, const 
 }
 
 void forward(const Shape& s, const Tokens& t, const Forward& out, float* memory) {
-  Scratch scratch{memory};
+  Scratch scratch(s, memory);
   const Learned learned = take_learned(s, scratch);
   const Read queries = take_read(s, scratch);
   float* w = out.final;
-  copy(s.weights(), out.initial, w);
+  copy(weights_of(s), out.initial, w);
   for (int64_t n = 0; n < s.T / s.b; ++n) {
     const int64_t first = n * s.b;
-    if (t.restart[n]) copy(s.weights(), t.fresh, w);
-    if (n % s.group == 0) copy(s.weights(), w, out.saved + n / s.group * s.weights());
+    if (t.restart[n]) copy(weights_of(s), t.fresh, w);
+    if (n % s.group == 0) copy(weights_of(s), w, out.saved + n / s.group * weights_of(s));
     learn(s, t, first, w, learned);
     read(s, t, first, w, learned, queries, out.z + first * s.stride, s.stride);
     move(s, t, first, learned, w);
@@ -132,7 +132,7 @@ Grads take_grads(const Shape& s, Scratch& scratch) {
   }
   g.d2 = scratch.take(s.b * s.K);
   g.seen2 = scratch.take(s.b * s.K);
-  g.pairs = scratch.take(s.b * s.columns());
+  g.pairs = scratch.take(s.b * columns_of(s));
   for (float** piece : {&g.w1_transposed, &g.grad1_transposed, &g.grad2_transposed}) {
     *piece = scratch.take(s.K * s.F);
   }
@@ -145,7 +145,7 @@ void backward_step(const Shape& s, const Tokens& t, int64_t first, const float* 
                    const Learned& l, const Read& r, const Grads& g, float* grad,
                    const Backward& out) {
   const Layers layers = layers_of(s);
-  const int64_t at = first * s.stride, wide = s.b * s.F, C = s.columns();
+  const int64_t at = first * s.stride, wide = s.b * s.F, C = columns_of(s);
   const float *query = t.query + at, *key = t.key + at, *grad_z = out.grad_z + at;
   const float* w2 = w + layers.second_at;
   float *grad_query = out.query + at, *grad_key = out.key + at;
@@ -207,8 +207,8 @@ void backward_step(const Shape& s, const Tokens& t, int64_t first, const float* 
 
 void backward(const Shape& s, const Tokens& t, const Backward& out, float* memory) {
   const int64_t count = s.T / s.b;
-  Scratch scratch{memory};
-  float* group_weights = scratch.take(s.group * s.weights());
+  Scratch scratch(s, memory);
+  float* group_weights = scratch.take(s.group * weights_of(s));
   float* z = scratch.take(s.b * s.K);
   const Learned learned = take_learned(s, scratch);
   const Read queries = take_read(s, scratch);
@@ -218,17 +218,17 @@ void backward(const Shape& s, const Tokens& t, const Backward& out, float* memor
   for (int64_t g = (count + s.group - 1) / s.group - 1; g >= 0; --g) {
     const int64_t begin = g * s.group;
     const int64_t end = begin + s.group < count ? begin + s.group : count;
-    copy(s.weights(), out.saved + g * s.weights(), group_weights);
+    copy(weights_of(s), out.saved + g * weights_of(s), group_weights);
     for (int64_t n = begin; n + 1 < end; ++n) {  // the weights inside the group once more
-      const float* w = group_weights + (n - begin) * s.weights();
-      float* after = group_weights + (n + 1 - begin) * s.weights();
-      copy(s.weights(), t.restart[n + 1] ? t.fresh : w, after);
+      const float* w = group_weights + (n - begin) * weights_of(s);
+      float* after = group_weights + (n + 1 - begin) * weights_of(s);
+      copy(weights_of(s), t.restart[n + 1] ? t.fresh : w, after);
       if (t.restart[n + 1]) continue;
       learn(s, t, n * s.b, w, learned);
       move(s, t, n * s.b, learned, after);
     }
     for (int64_t n = end - 1; n >= begin; --n) {
-      const float* w = group_weights + (n - begin) * s.weights();
+      const float* w = group_weights + (n - begin) * weights_of(s);
       learn(s, t, n * s.b, w, learned);
       read(s, t, n * s.b, w, learned, queries, z, s.K);
       backward_step(s, t, n * s.b, w, learned, queries, grads, grad, out);
