@@ -24,6 +24,7 @@ _NAMES = {
     "half": "half",
 }
 _LINES = {"ternary": "-", "float": ":"}
+_SMOOTHING = 10
 _MARKERS = {"ternary": "o", "float": "s"}
 
 
@@ -42,10 +43,11 @@ def _main(argv: Sequence[str]) -> None:
                 if own:
                     _curve(curves, own, mixer, weights)
                     _final(finals, own, mixer, weights)
-        curves.set_title("validation while training")
+        curves.set_title("training loss")
         curves.set_xlabel("steps")
-        curves.set_ylabel("bits per byte")
-        finals.set_title("at the end")
+        curves.set_ylabel("nats a token")
+        finals.set_title("validation at the end")
+        finals.set_ylabel("bits per byte")
         finals.set_xticks(range(len(MIXERS)), list(_NAMES.values()))
         finals.set_xlim(-0.5, len(MIXERS) - 0.5)
         finals.margins(y=0.1)
@@ -55,16 +57,18 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _curve(panel: Any, runs: list[dict[str, Any]], mixer: str, weights: str) -> None:
-    steps = runs[0]["validation"]["step"]
-    # The beginning is far above everything that matters.
-    first = min(1, len(steps) - 1)
-    columns = list(zip(*(run["validation"]["bits_per_byte"] for run in runs), strict=True))[first:]
-    x, colour = steps[first:], figures.MIXER_COLOURS[mixer]
-    mean = [sum(column) / len(column) for column in columns]
-    label = f"{_NAMES[mixer]}, {weights}"
-    panel.plot(x, mean, _LINES[weights], color=colour, label=label)
-    panel.fill_between(x, [min(c) for c in columns], [max(c) for c in columns], color=colour,
-                       alpha=0.15, lw=0)  # fmt: skip
+    """Mean over the seeds and over some rows of metrics, without the first fall."""
+    steps = runs[0]["training"]["step"]
+    loss = [sum(row) / len(row) for row in zip(*(r["training"]["loss"] for r in runs), strict=True)]
+    width = min(_SMOOTHING, len(loss))
+    ends = range(min(2 * width, len(loss)), len(loss) + 1)
+    panel.plot(
+        [steps[end - 1] for end in ends],
+        [sum(loss[end - width : end]) / width for end in ends],
+        _LINES[weights],
+        color=figures.MIXER_COLOURS[mixer],
+        label=f"{_NAMES[mixer]}, {weights}",
+    )
 
 
 def _final(panel: Any, runs: list[dict[str, Any]], mixer: str, weights: str) -> None:
