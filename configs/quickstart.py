@@ -33,5 +33,5 @@ def get_config() -> TrainConfig:
             tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), seq_len=512, batch_size=4
         ),
         optim=OptimConfig(lr=6e-3, warmup_steps=100),
-        eval=EvalConfig(every_steps=425, sample_prompt="    def __init__(self"),
+        eval=EvalConfig(every_steps=170, sample_prompt="    def __init__(self"),
     )
