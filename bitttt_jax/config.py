@@ -75,8 +75,8 @@ class TTTConfig:
     form: Literal["dual", "primal"] = "dual"
     """`dual` computes a mini-batch in closed form, `primal` calls jax.grad per token (slow)."""
     implementation: Literal["auto", "xla", "cpu"] = "auto"
-    """What computes convolutions and the dual form: XLA, or native CPU code, where it fits (`auto`)
-    or must (`cpu`)."""
+    """What computes convolutions and the dual form in training: XLA, or native CPU code, where it
+    fits (`auto`) or must (`cpu`)."""
     backbone: Literal["mamba", "transformer"] = "mamba"
     """`mamba`: shared query/key projection, short convolutions, gate; `transformer`: none."""
     linear_lr: float = 1.0

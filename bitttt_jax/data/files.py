@@ -57,7 +57,7 @@ def find(path: str, glob: str) -> tuple[Path, tuple[Path, ...]]:
     require(root)
     try:
         matches = [match for match in root.glob(glob) if match.is_file()]
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:  # the latter for absolute patterns
         raise ConfigError(f"data.sources.glob={glob!r} is no pattern", str(error)) from None
     found = [match for match in matches if _wanted(match.relative_to(root), glob)]
     if not found:
