@@ -116,73 +116,78 @@ ffi::ErrorOr<Call> read_shapes(const Array& query, const Array& scale, const Arr
   return Call{shape, table, B, H, N, (N + group - 1) / group};
 }
 
-Tokens tokens_of(const Call& c, int64_t row, int64_t head, const Array& query, const Array& key,
-                 const Array& value, const Array& rate, const Array& scale,
-                 const Array& norm_scale, const Array& norm_bias, const Array& fresh,
-                 const Flags& restart) {
+// Calls work(index of the head among all, its first float in [B, T, H, K], in [B, T, H]).
+void for_heads(ffi::ThreadPool& pool, const Call& c,
+               const std::function<void(int64_t, int64_t, int64_t)>& work) {
   const Shape& s = c.shape;
-  const int64_t at = row * s.T * s.stride + head * s.K;
-  return {query.typed_data() + at,
-          key.typed_data() + at,
-          value.typed_data() + at,
-          rate.typed_data() + row * s.T * c.H + head,
-          scale.typed_data(),
-          norm_scale.typed_data() + head * s.K,
-          norm_bias.typed_data() + head * s.K,
-          fresh.typed_data() + head * weights_of(s),
-          restart.typed_data() + row * c.N};
-}
-
-ffi::Error ttt_forward(ffi::ThreadPool pool, int64_t hidden, int64_t group, Array query, Array key, Array value,
-                   Array rate, Array scale, Array norm_scale, Array norm_bias, Array initial,
-                   Array fresh, Flags restart, Result z, Result saved, Result final) {
-  auto call = read_shapes(query, scale, initial, hidden, group);
-  if (call.has_error()) return call.error();
-  const Call c = *call;
-  const Shape& s = c.shape;
-  const int64_t weights = weights_of(s);
   run_all(pool, c.B * c.H, [&](int64_t i) {
     const int64_t row = i / c.H, head = i % c.H;
-    const Tokens tokens = tokens_of(c, row, head, query, key, value, rate, scale, norm_scale,
-                                    norm_bias, fresh, restart);
-    const Forward out = {initial.typed_data() + i * weights,
-                         z->typed_data() + row * s.T * s.stride + head * s.K,
-                         saved->typed_data() + i * c.groups * weights,
+    work(i, row * s.T * s.stride + head * s.K, row * s.T * c.H + head);
+  });
+}
+
+struct Inputs {
+  const Array &query, &key, &value, &rate, &scale, &norm_scale, &norm_bias, &fresh;
+  const Flags& restart;
+
+  Tokens of_head(const Call& c, int64_t i, int64_t at, int64_t rate_at) const {
+    const Shape& s = c.shape;
+    const int64_t row = i / c.H, head = i % c.H;
+    return {query.typed_data() + at,
+            key.typed_data() + at,
+            value.typed_data() + at,
+            rate.typed_data() + rate_at,
+            scale.typed_data(),
+            norm_scale.typed_data() + head * s.K,
+            norm_bias.typed_data() + head * s.K,
+            fresh.typed_data() + head * weights_of(s),
+            restart.typed_data() + row * c.N};
+  }
+};
+
+ffi::Error ttt_forward(ffi::ThreadPool pool, int64_t hidden, int64_t group, Array query, Array key,
+                       Array value, Array rate, Array scale, Array norm_scale, Array norm_bias,
+                       Array initial, Array fresh, Flags restart, Result z, Result saved,
+                       Result final) {
+  const auto call = read_shapes(query, scale, initial, hidden, group);
+  if (call.has_error()) return call.error();
+  const Shape& s = call->shape;
+  const int64_t weights = weights_of(s);
+  const Inputs in = {query, key, value, rate, scale, norm_scale, norm_bias, fresh, restart};
+  for_heads(pool, *call, [&](int64_t i, int64_t at, int64_t rate_at) {
+    const Forward out = {initial.typed_data() + i * weights, z->typed_data() + at,
+                         saved->typed_data() + i * call->groups * weights,
                          final->typed_data() + i * weights};
-    c.kernels.forward(s, tokens, out, scratch(scratch_size(s)));
+    call->kernels.forward(s, in.of_head(*call, i, at, rate_at), out, scratch(scratch_size(s)));
   });
   return ffi::Error::Success();
 }
 
-ffi::Error ttt_backward(ffi::ThreadPool pool, int64_t hidden, int64_t group, Array query, Array key, Array value,
-                    Array rate, Array scale, Array norm_scale, Array norm_bias, Array saved,
-                    Array fresh, Flags restart, Array grad_z, Array grad_final, Result grad_query,
-                    Result grad_key, Result grad_value, Result grad_rate, Result grad_scale,
-                    Result grad_norm_scale, Result grad_norm_bias, Result grad_initial,
-                    Result grad_fresh) {
-  auto call = read_shapes(query, scale, grad_final, hidden, group);
+ffi::Error ttt_backward(ffi::ThreadPool pool, int64_t hidden, int64_t group, Array query, Array key,
+                        Array value, Array rate, Array scale, Array norm_scale, Array norm_bias,
+                        Array saved, Array fresh, Flags restart, Array grad_z, Array grad_final,
+                        Result grad_query, Result grad_key, Result grad_value, Result grad_rate,
+                        Result grad_scale, Result grad_norm_scale, Result grad_norm_bias,
+                        Result grad_initial, Result grad_fresh) {
+  const auto call = read_shapes(query, scale, grad_final, hidden, group);
   if (call.has_error()) return call.error();
-  const Call c = *call;
-  const Shape& s = c.shape;
+  const Shape& s = call->shape;
   const int64_t weights = weights_of(s);
-  run_all(pool, c.B * c.H, [&](int64_t i) {
-    const int64_t row = i / c.H, head = i % c.H;
-    const int64_t at = row * s.T * s.stride + head * s.K;
-    const Tokens tokens = tokens_of(c, row, head, query, key, value, rate, scale, norm_scale,
-                                    norm_bias, fresh, restart);
-    const Backward out = {saved.typed_data() + i * c.groups * weights,
+  const Inputs in = {query, key, value, rate, scale, norm_scale, norm_bias, fresh, restart};
+  for_heads(pool, *call, [&](int64_t i, int64_t at, int64_t rate_at) {
+    const Backward out = {saved.typed_data() + i * call->groups * weights,
                           grad_z.typed_data() + at,
                           grad_final.typed_data() + i * weights,
                           grad_query->typed_data() + at,
                           grad_key->typed_data() + at,
                           grad_value->typed_data() + at,
-                          grad_rate->typed_data() + row * s.T * c.H + head,
+                          grad_rate->typed_data() + rate_at,
                           grad_scale->typed_data() + i * s.b,
                           grad_norm_scale->typed_data() + i * s.K,
                           grad_norm_bias->typed_data() + i * s.K,
                           grad_initial->typed_data() + i * weights,
                           grad_fresh->typed_data() + i * weights};
-    c.kernels.backward(s, tokens, out, scratch(scratch_size(s)));
+    call->kernels.backward(s, in.of_head(*call, i, at, rate_at), out, scratch(scratch_size(s)));
   });
   return ffi::Error::Success();
 }
@@ -276,8 +281,8 @@ ffi::Error convolution_backward(ffi::ThreadPool pool, AnyArray x, Array kernel, 
   }
   const ConvolutionTable& table = kernels().convolution;
   if (x.element_type() == ffi::F32) {
-    convolve_backward<float>(pool, table.backward, x, kernel, position, grad_y, grad_x,
-                             grad_kernel, grad_bias);
+    convolve_backward<float>(pool, table.backward, x, kernel, position, grad_y, grad_x, grad_kernel,
+                             grad_bias);
   } else if (x.element_type() == ffi::BF16) {
     convolve_backward<uint16_t>(pool, table.backward_bfloat16, x, kernel, position, grad_y, grad_x,
                                 grad_kernel, grad_bias);

@@ -55,7 +55,8 @@ struct Loss {
   float *inverse, *along;          // [b]
 };
 
-inline void loss_gradient(const Shape& s, const Tokens& t, int64_t first, const float* z, Loss out) {
+inline void loss_gradient(const Shape& s, const Tokens& t, int64_t first, const float* z,
+                          Loss out) {
   const float count = 1.0f / static_cast<float>(s.K);
   for (int64_t i = 0; i < s.b; ++i) {
     const float* value = t.value + (first + i) * s.stride;
@@ -101,7 +102,7 @@ inline Loss take_loss(const Shape& s, Scratch& scratch) {
 // From the gradient with respect to `d` to those with respect to z (over `grad_d`), value, key,
 // and the norm's parameters (added).
 inline void loss_gradient_backward(const Shape& s, const Tokens& t, int64_t first, const Loss& loss,
-                            float* grad_d, const Backward& out) {
+                                   float* grad_d, const Backward& out) {
   const float count = 1.0f / static_cast<float>(s.K);
   for (int64_t i = 0; i < s.b; ++i) {
     const float* value = t.value + (first + i) * s.stride;
@@ -125,12 +126,11 @@ inline void loss_gradient_backward(const Shape& s, const Tokens& t, int64_t firs
       const Vector target = load(value + k) - load(key + k);
       const Vector h = load(grad_d + row + k) * inverse;
       const Vector grad_residual = h - h_mean - standard * h_along;
-      const Vector grad_standard =
-          gamma * gamma * grad_residual - h * along - residual * h_along;
+      const Vector grad_standard = gamma * gamma * grad_residual - h * along - residual * h_along;
       store(grad_value + k, -gamma * grad_residual);  // the target's gradient
       store(out.norm_bias + k, load(out.norm_bias + k) + gamma * grad_residual);
-      store(out.norm_scale + k, load(out.norm_scale + k) +
-                                    (2.0f * gamma * standard + beta - target) * grad_residual);
+      store(out.norm_scale + k,
+            load(out.norm_scale + k) + (2.0f * gamma * standard + beta - target) * grad_residual);
       store(grad_d + row + k, grad_standard);
       products += grad_standard * standard;
     }
@@ -191,9 +191,9 @@ inline void see_steps(const Shape& s, int64_t width, const float* step, const fl
 }
 
 // The backward pass of `see_steps`, and of the weights' own step: given the gradient of y, and what
-// the layer with the *gradient of the weights* makes of its inputs (`seen`), sets the gradient of d,
-// turns `pairs` (grad_y_i . d_j) into the gradient of the similarity, and adds to those of rates and
-// scales.
+// the layer with the *gradient of the weights* makes of its inputs (`seen`), sets the gradient of
+// d, turns `pairs` (grad_y_i . d_j) into the gradient of the similarity, and adds to those of rates
+// and scales.
 inline void see_steps_backward(const Shape& s, const Tokens& t, int64_t first, int64_t width,
                                const float* step, const float* similarity, const float* d,
                                const float* grad_y, int64_t ldg, const float* seen, float* overlap,
@@ -236,20 +236,38 @@ inline void add_target_gradient(const Shape& s, const float* grad_value, float* 
   }
 }
 
-// Sets the gradients that the mini-batches add to.
-inline void begin_backward(const Shape& s, const Backward& out) {
-  copy(weights_of(s), out.grad_final, out.initial);
-  fill(weights_of(s), 0.0f, out.fresh);
+// Walks the mini-batches from the last to the first. Their weights come group by group from those
+// that were saved: `learn(first, w, after)` moves `after`, a copy of the weights `w`, by what the
+// mini-batch from token `first` on teaches. Then `step(first, w, grad)` takes the gradient of the
+// weights after the mini-batch to that of the weights before it, `w`.
+template <typename Learn, typename Step>
+inline void walk_back(const Shape& s, const Tokens& t, const Backward& out, float* group_weights,
+                      const Learn& learn, const Step& step) {
+  const int64_t count = s.T / s.b, size = weights_of(s);
+  float* grad = out.initial;
+  copy(size, out.grad_final, grad);
+  fill(size, 0.0f, out.fresh);
   fill(s.b, 0.0f, out.scale);
   fill(s.K, 0.0f, out.norm_scale);
   fill(s.K, 0.0f, out.norm_bias);
-  for (int64_t t = 0; t < s.T; ++t) out.rate[t * s.rate_stride] = 0.0f;
-}
-
-// Before a mini-batch that starts a document the weights were set to the fresh ones.
-inline void end_restarted(const Shape& s, float* grad, const Backward& out) {
-  for (int64_t i = 0; i < weights_of(s); ++i) out.fresh[i] += grad[i];
-  fill(weights_of(s), 0.0f, grad);
+  for (int64_t i = 0; i < s.T; ++i) out.rate[i * s.rate_stride] = 0.0f;
+  for (int64_t g = (count + s.group - 1) / s.group - 1; g >= 0; --g) {
+    const int64_t begin = g * s.group;
+    const int64_t end = begin + s.group < count ? begin + s.group : count;
+    copy(size, out.saved + g * size, group_weights);
+    for (int64_t n = begin; n + 1 < end; ++n) {
+      const float* w = group_weights + (n - begin) * size;
+      float* after = group_weights + (n + 1 - begin) * size;
+      copy(size, t.restart[n + 1] ? t.fresh : w, after);
+      if (!t.restart[n + 1]) learn(n * s.b, w, after);
+    }
+    for (int64_t n = end - 1; n >= begin; --n) {
+      step(n * s.b, group_weights + (n - begin) * size, grad);
+      if (!t.restart[n]) continue;
+      for (int64_t i = 0; i < size; ++i) out.fresh[i] += grad[i];
+      fill(size, 0.0f, grad);
+    }
+  }
 }
 
 }  // namespace

@@ -55,8 +55,8 @@ inline void columns(int64_t rows, int64_t depth, Matrix a, const float* b, int64
 }
 
 // c (+-)= a b, of [rows, depth] and [depth, width]; the width is a multiple of 16.
-inline void multiply(int64_t rows, int64_t depth, int64_t width, Matrix a, const float* b, int64_t ldb,
-              float* c, int64_t ldc, Update update) {
+inline void multiply(int64_t rows, int64_t depth, int64_t width, Matrix a, const float* b,
+                     int64_t ldb, float* c, int64_t ldc, Update update) {
   int64_t v = 0;
   for (; v + kVectors * LANES <= width; v += kVectors * LANES) {
     columns<kVectors>(rows, depth, a, b + v, ldb, c + v, ldc, update);
@@ -67,7 +67,7 @@ inline void multiply(int64_t rows, int64_t depth, int64_t width, Matrix a, const
 // to[j, i] = from[i, j] of [rows, columns]; the number of columns is a multiple of 4, and what is
 // missing of a multiple of 4 rows is taken as zeros.
 inline void transpose(int64_t rows, int64_t columns, const float* from, int64_t ldf, float* to,
-               int64_t ldt) {
+                      int64_t ldt) {
   for (int64_t i = 0; i < rows; i += 4) {
     for (int64_t j = 0; j < columns; j += 4) {
       Quad x[4] = {};

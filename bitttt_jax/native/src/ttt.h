@@ -1,8 +1,9 @@
 // TTT in the dual form, one head of one sequence: what the kernels compute.
 //
-// Suffixes as in ttt/dual.py: T tokens, N mini-batches of b tokens, K features, F hidden features of
-// the inner MLP. Everything is float32 and row-major; consecutive tokens of one head lie `stride`
-// floats apart. The weights of a head are one array, each matrix with its bias as last row:
+// Suffixes as in ttt/dual.py: T tokens, N mini-batches of b tokens, K features, F hidden features
+// of the inner MLP. Everything is float32 and row-major; consecutive tokens of one head lie
+// `stride` floats apart. The weights of a head are one array, each matrix with its bias as last
+// row:
 // `[K + 1, K]` of the linear model, `[K + 1, F]` and then `[F + 1, K]` of the MLP.
 
 #pragma once
@@ -38,12 +39,12 @@ struct Tokens {
   const float* query;
   const float* key;
   const float* value;
-  const float* rate;           // one a token, 0 for padding
-  const float* scale;          // token scales, [b]
-  const float* norm_scale;     // [K]
-  const float* norm_bias;      // [K]
-  const float* fresh;          // weights where a document starts
-  const bool* restart;         // whether a mini-batch starts a document, [N]
+  const float* rate;        // one a token, 0 for padding
+  const float* scale;       // token scales, [b]
+  const float* norm_scale;  // [K]
+  const float* norm_bias;   // [K]
+  const float* fresh;       // weights where a document starts
+  const bool* restart;      // whether a mini-batch starts a document, [N]
 };
 
 struct Forward {

@@ -14,8 +14,7 @@ void learn(const Shape& s, const Tokens& t, int64_t first, const float* w, float
 }
 
 void move(const Shape& s, const Tokens& t, int64_t first, const float* moves, float* w) {
-  accumulate({s.K, s.K}, s.b, t.key + first * s.stride, s.stride, moves, s.K, w,
-             Update::kSubtract);
+  accumulate({s.K, s.K}, s.b, t.key + first * s.stride, s.stride, moves, s.K, w, Update::kSubtract);
 }
 
 void forward(const Shape& s, const Tokens& t, const Forward& out, float* memory) {
@@ -44,7 +43,7 @@ void forward(const Shape& s, const Tokens& t, const Forward& out, float* memory)
 }
 
 void backward(const Shape& s, const Tokens& t, const Backward& out, float* memory) {
-  const int64_t size = s.b * s.K, pair_size = s.b * columns_of(s), count = s.T / s.b;
+  const int64_t size = s.b * s.K, C = columns_of(s);
   const Layer layer = {s.K, s.K};
   Scratch scratch(s, memory);
   float* group_weights = scratch.take(s.group * weights_of(s));
@@ -54,60 +53,45 @@ void backward(const Shape& s, const Tokens& t, const Backward& out, float* memor
   float* moves = scratch.take(size);
   float* seen = scratch.take(size);
   float* grad_d = scratch.take(size);
-  float* as_columns = scratch.take(s.K * columns_of(s));
-  float* similarity = scratch.take(pair_size);
-  float* step = scratch.take(pair_size);
-  float* overlap = scratch.take(pair_size);
-  float* pairs = scratch.take(pair_size);
+  float* as_columns = scratch.take(s.K * C);
+  float* similarity = scratch.take(s.b * C);
+  float* step = scratch.take(s.b * C);
+  float* overlap = scratch.take(s.b * C);
+  float* pairs = scratch.take(s.b * C);
   const Loss loss = take_loss(s, scratch);
-  float* grad = out.initial;  // with respect to the weights after the mini-batch
-  begin_backward(s, out);
 
-  for (int64_t g = (count + s.group - 1) / s.group - 1; g >= 0; --g) {
-    const int64_t begin = g * s.group;
-    const int64_t end = begin + s.group < count ? begin + s.group : count;
-    copy(weights_of(s), out.saved + g * weights_of(s), group_weights);
-    for (int64_t n = begin; n + 1 < end; ++n) {  // the weights inside the group once more
-      const float* w = group_weights + (n - begin) * weights_of(s);
-      float* after = group_weights + (n + 1 - begin) * weights_of(s);
-      copy(weights_of(s), t.restart[n + 1] ? t.fresh : w, after);
-      if (t.restart[n + 1]) continue;
-      learn(s, t, n * s.b, w, z, loss, moves);
-      move(s, t, n * s.b, moves, after);
-    }
-    for (int64_t n = end - 1; n >= begin; --n) {
-      const int64_t first = n * s.b, at = first * s.stride;
-      const float* w = group_weights + (n - begin) * weights_of(s);
-      const float *query = t.query + at, *key = t.key + at, *grad_z = out.grad_z + at;
-      float *grad_query = out.query + at, *grad_key = out.key + at;
+  const auto relearn = [&](int64_t first, const float* w, float* after) {
+    learn(s, t, first, w, z, loss, moves);
+    move(s, t, first, moves, after);
+  };
+  const auto backward_step = [&](int64_t first, const float* w, float* grad) {
+    const int64_t at = first * s.stride;
+    const float *query = t.query + at, *key = t.key + at, *grad_z = out.grad_z + at;
+    float *grad_query = out.query + at, *grad_key = out.key + at;
+    learn(s, t, first, w, z, loss, moves);
+    dot_products(s, s.K, query, s.stride, key, s.stride, as_columns, similarity);
+    step_sizes(s, t, first, step);
+    dot_products(s, s.K, grad_z, s.stride, loss.d, s.K, as_columns, pairs);
+    apply(layer, s.b, key, s.stride, grad, seen, s.K);
+    see_steps_backward(s, t, first, s.K, step, similarity, loss.d, grad_z, s.stride, seen, overlap,
+                       pairs, grad_d, out);
+    loss_gradient_backward(s, t, first, loss, grad_d, out);  // grad_d is that of z from here on
 
-      learn(s, t, first, w, z, loss, moves);
-      dot_products(s, s.K, query, s.stride, key, s.stride, as_columns, similarity);
-      step_sizes(s, t, first, step);
-      dot_products(s, s.K, grad_z, s.stride, loss.d, s.K, as_columns, pairs);
-      apply(layer, s.b, key, s.stride, grad, seen, s.K);
-      see_steps_backward(s, t, first, s.K, step, similarity, loss.d, grad_z, s.stride, seen,
-                         overlap, pairs, grad_d, out);
-      loss_gradient_backward(s, t, first, loss, grad_d, out);  // grad_d is that of z from here on
-
-      transpose(s.K, s.K, w, s.K, w_transposed, s.K);
-      transpose(s.K, s.K, grad, s.K, grad_transposed, s.K);
-      multiply(s.b, s.K, s.K, {grad_z, s.stride, 1}, w_transposed, s.K, grad_query, s.stride,
-               Update::kSet);
-      multiply(s.b, s.b, s.K, {pairs, columns_of(s), 1}, key, s.stride, grad_query, s.stride,
-               Update::kAdd);
-      multiply(s.b, s.K, s.K, {grad_d, s.K, 1}, w_transposed, s.K, grad_key, s.stride,
-               Update::kSet);
-      multiply(s.b, s.K, s.K, {moves, s.K, 1}, grad_transposed, s.K, grad_key, s.stride,
-               Update::kSubtract);
-      multiply(s.b, s.b, s.K, transposed({pairs, columns_of(s), 1}), query, s.stride, grad_key,
-               s.stride, Update::kAdd);
-      add_target_gradient(s, out.value + at, grad_key);
-      accumulate(layer, s.b, query, s.stride, grad_z, s.stride, grad, Update::kAdd);
-      accumulate(layer, s.b, key, s.stride, grad_d, s.K, grad, Update::kAdd);
-      if (t.restart[n]) end_restarted(s, grad, out);
-    }
-  }
+    transpose(s.K, s.K, w, s.K, w_transposed, s.K);
+    transpose(s.K, s.K, grad, s.K, grad_transposed, s.K);
+    multiply(s.b, s.K, s.K, {grad_z, s.stride, 1}, w_transposed, s.K, grad_query, s.stride,
+             Update::kSet);
+    multiply(s.b, s.b, s.K, {pairs, C, 1}, key, s.stride, grad_query, s.stride, Update::kAdd);
+    multiply(s.b, s.K, s.K, {grad_d, s.K, 1}, w_transposed, s.K, grad_key, s.stride, Update::kSet);
+    multiply(s.b, s.K, s.K, {moves, s.K, 1}, grad_transposed, s.K, grad_key, s.stride,
+             Update::kSubtract);
+    multiply(s.b, s.b, s.K, transposed({pairs, C, 1}), query, s.stride, grad_key, s.stride,
+             Update::kAdd);
+    add_target_gradient(s, out.value + at, grad_key);
+    accumulate(layer, s.b, query, s.stride, grad_z, s.stride, grad, Update::kAdd);
+    accumulate(layer, s.b, key, s.stride, grad_d, s.K, grad, Update::kAdd);
+  };
+  walk_back(s, t, out, group_weights, relearn, backward_step);
 }
 
 }  // namespace

@@ -62,16 +62,15 @@ void move(const Shape& s, const Tokens& t, int64_t first, const Learned& l, floa
   const Layers layers = layers_of(s);
   accumulate(layers.first, s.b, t.key + first * s.stride, s.stride, l.moves1, s.F, w,
              Update::kSubtract);
-  accumulate(layers.second, s.b, l.x2, s.F, l.moves2, s.K, w + layers.second_at,
-             Update::kSubtract);
+  accumulate(layers.second, s.b, l.x2, s.F, l.moves2, s.K, w + layers.second_at, Update::kSubtract);
 }
 
 // What reading the queries leaves.
 struct Read {
-  float *z1, *x2;                                // [b, F]
-  float *step, *similarity1, *similarity2;       // [b, b]
-  float *overlap1, *overlap2;                    // [b, b]
-  float* as_columns;                             // [F or K, columns]
+  float *z1, *x2;                           // [b, F]
+  float *step, *similarity1, *similarity2;  // [b, b]
+  float *overlap1, *overlap2;               // [b, b]
+  float* as_columns;                        // [F or K, columns]
 };
 
 Read take_read(const Shape& s, Scratch& scratch) {
@@ -141,9 +140,8 @@ Grads take_grads(const Shape& s, Scratch& scratch) {
 
 // One mini-batch, whose `learn` and `read` have just been done with the weights `w`. `grad` is that
 // of the weights after it, and becomes that of the weights before it.
-void backward_step(const Shape& s, const Tokens& t, int64_t first, const float* w,
-                   const Learned& l, const Read& r, const Grads& g, float* grad,
-                   const Backward& out) {
+void backward_step(const Shape& s, const Tokens& t, int64_t first, const float* w, const Learned& l,
+                   const Read& r, const Grads& g, float* grad, const Backward& out) {
   const Layers layers = layers_of(s);
   const int64_t at = first * s.stride, wide = s.b * s.F, C = columns_of(s);
   const float *query = t.query + at, *key = t.key + at, *grad_z = out.grad_z + at;
@@ -173,8 +171,7 @@ void backward_step(const Shape& s, const Tokens& t, int64_t first, const float* 
   dot_products(s, s.F, g.q1, s.F, l.d1, s.F, r.as_columns, g.pairs);
   see_steps_backward(s, t, first, s.F, r.step, r.similarity1, l.d1, g.q1, s.F, g.seen1, r.overlap1,
                      g.pairs, g.d1, out);
-  multiply(s.b, s.F, s.K, {g.q1, s.F, 1}, g.w1_transposed, s.K, grad_query, s.stride,
-           Update::kSet);
+  multiply(s.b, s.F, s.K, {g.q1, s.F, 1}, g.w1_transposed, s.K, grad_query, s.stride, Update::kSet);
   multiply(s.b, s.b, s.K, {g.pairs, C, 1}, key, s.stride, grad_query, s.stride, Update::kAdd);
   multiply(s.b, s.b, s.K, transposed({g.pairs, C, 1}), query, s.stride, grad_key, s.stride,
            Update::kSet);
@@ -206,35 +203,23 @@ void backward_step(const Shape& s, const Tokens& t, int64_t first, const float* 
 }
 
 void backward(const Shape& s, const Tokens& t, const Backward& out, float* memory) {
-  const int64_t count = s.T / s.b;
   Scratch scratch(s, memory);
   float* group_weights = scratch.take(s.group * weights_of(s));
   float* z = scratch.take(s.b * s.K);
   const Learned learned = take_learned(s, scratch);
   const Read queries = take_read(s, scratch);
   const Grads grads = take_grads(s, scratch);
-  float* grad = out.initial;
-  begin_backward(s, out);
-  for (int64_t g = (count + s.group - 1) / s.group - 1; g >= 0; --g) {
-    const int64_t begin = g * s.group;
-    const int64_t end = begin + s.group < count ? begin + s.group : count;
-    copy(weights_of(s), out.saved + g * weights_of(s), group_weights);
-    for (int64_t n = begin; n + 1 < end; ++n) {  // the weights inside the group once more
-      const float* w = group_weights + (n - begin) * weights_of(s);
-      float* after = group_weights + (n + 1 - begin) * weights_of(s);
-      copy(weights_of(s), t.restart[n + 1] ? t.fresh : w, after);
-      if (t.restart[n + 1]) continue;
-      learn(s, t, n * s.b, w, learned);
-      move(s, t, n * s.b, learned, after);
-    }
-    for (int64_t n = end - 1; n >= begin; --n) {
-      const float* w = group_weights + (n - begin) * weights_of(s);
-      learn(s, t, n * s.b, w, learned);
-      read(s, t, n * s.b, w, learned, queries, z, s.K);
-      backward_step(s, t, n * s.b, w, learned, queries, grads, grad, out);
-      if (t.restart[n]) end_restarted(s, grad, out);
-    }
-  }
+  walk_back(
+      s, t, out, group_weights,
+      [&](int64_t first, const float* w, float* after) {
+        learn(s, t, first, w, learned);
+        move(s, t, first, learned, after);
+      },
+      [&](int64_t first, const float* w, float* grad) {
+        learn(s, t, first, w, learned);
+        read(s, t, first, w, learned, queries, z, s.K);
+        backward_step(s, t, first, w, learned, queries, grads, grad, out);
+      });
 }
 
 }  // namespace
