@@ -30,6 +30,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy bitttt_jax
+	@$(BIN)/clang-format --dry-run --Werror bitttt_jax/native/src/*
 
 quickstart: $(STAMP)
 	@$(BIN)/bitttt train --config=quickstart --workdir=runs/quickstart
