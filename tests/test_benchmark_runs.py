@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.scripts import run_script
 
 ROOT = Path(__file__).parent.parent
 TOY_CONFIG = """
@@ -45,17 +44,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "text" / f"{n:02}.txt").write_text(" ".join(words))
     (folder / "toy.py").write_text(TOY_CONFIG)
     return folder / "toy.py"
-
-
-def run_script(module: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Runs a script as the user does, on one device."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, args)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_one_case_is_measured():

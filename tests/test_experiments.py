@@ -22,6 +22,7 @@ from bitttt_jax.data.shards import TokenDataset, load_tokenizer
 from bitttt_jax.errors import ConfigError, DataError
 from bitttt_jax.runs.directory import RunDirectory
 from bitttt_jax.runs.files import JsonLines
+from tests.scripts import run_script
 
 ROOT = Path(__file__).parent.parent
 MIXERS_STUDY = "experiments.mixers_and_ternary.run"
@@ -53,17 +54,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_arguments(text: Path) -> list[str]:
     data = (f"sources={text}", "tokenizer.kind=bytes", "validation_fraction=0.5")
     return [*TOY_MODEL, *(f"--config.data.{setting}" for setting in data)]
-
-
-def run_script(module: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Runs a script as the user does, on one device."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, args)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_all_kinds_have_equally_many_parameters(load):
