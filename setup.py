@@ -9,17 +9,34 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("bitttt_jax/native/src")
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-g0", "-Wall", "-Wextra"]
-# Compiled for every instruction set: its floats in a vector, and flags. The library takes its
-# choice when it is loaded.
-KERNELS = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc")
+COMMON += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # in GCC 12's own headers
+# What is compiled without regard to the CPU; it takes its choice among the rest at run time.
+HANDLERS = (
+    "kernels.cc",
+    "threads.cc",
+    "ttt_handlers.cc",
+    "convolution_handlers.cc",
+    "packed_handlers.cc",
+    "table_handlers.cc",
+    "memory_handlers.cc",
+)
+FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc")
+BYTES = ("packed.cc", "table.cc")
+BOTH = (*FLOAT, *BYTES)
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
+VNNI = [*AVX512, "-mavx512vnni"]
+# Instruction sets: floats in a vector, flags, and what is compiled for them.
 X86 = {
-    "avx512": (16, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]),
-    "avx2": (8, ["-mavx2", "-mfma"]),
+    "amx": (16, [*VNNI, "-mamx-tile", "-mamx-int8"], ("packed_amx.cc",)),
+    "avx512vnni": (16, VNNI, BYTES),
+    "avx512": (16, AVX512, FLOAT),
+    "avxvnni": (8, [*AVX2, "-mavxvnni"], BYTES),
+    "avx2": (8, AVX2, BOTH),
 }
-INSTRUCTION_SETS = {
-    **(X86 if platform.machine().lower() in ("x86_64", "amd64") else {}),
-    "baseline": (4, []),
-}
+ARM = {"neon": (4, ["-march=armv8.2-a+dotprod"], BOTH)}
+MACHINES = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+INSTRUCTION_SETS = {**MACHINES.get(platform.machine().lower(), {}), "baseline": (4, [], BOTH)}
 
 
 class BuildKernels(build_ext):
@@ -38,9 +55,9 @@ class BuildKernels(build_ext):
             extra_postargs=COMMON + headers + flags,
             depends=ext.depends,
         )
-        objects = build(["handlers.cc"], "handlers", [], [])
-        for name, (lanes, flags) in INSTRUCTION_SETS.items():
-            objects += build(KERNELS, name, [("SET", name), ("LANES", str(lanes))], flags)
+        objects = build(HANDLERS, "handlers", [], [])
+        for name, (lanes, flags, sources) in INSTRUCTION_SETS.items():
+            objects += build(sources, name, [("SET", name), ("LANES", str(lanes))], flags)
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), target_lang="c++"
         )

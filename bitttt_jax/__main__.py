@@ -14,6 +14,8 @@ COMMANDS = {
     "train": ("bitttt_jax.train", "train a model, or resume a run"),
     "prepare": ("bitttt_jax.commands.prepare", "turn text into token shards"),
     "generate": ("bitttt_jax.commands.generate", "continue a prompt with a trained model"),
+    "bench": ("bitttt_jax.commands.bench", "measure how fast a model reads and writes"),
+    "convert": ("bitttt_jax.commands.convert", "pack a trained model for inference"),
     "evaluate": ("bitttt_jax.commands.evaluate", "measure a trained model on text"),
 }
 

@@ -35,7 +35,7 @@ class Flags:
     """
 
     model: str
-    """Run directory; its newest checkpoint is used."""
+    """Run directory, whose newest checkpoint is used; or a packed model, which needs --data."""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """File or folder of text, or tokens made by `bitttt prepare`; may be given several times.
     By default the documents that the run held out."""
@@ -73,7 +73,7 @@ def _main(argv: Sequence[str]) -> None:
         raise ConfigError("--data= names no file or folder")
     from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference.failures import out_of_memory
-    from bitttt_jax.inference.load import load_run
+    from bitttt_jax.inference.load import load_model
     from bitttt_jax.runs.files import to_row
     from bitttt_jax.training.evaluate import measure
     from bitttt_jax.training.hardware import keep_freed_memory
@@ -82,7 +82,7 @@ def _main(argv: Sequence[str]) -> None:
     keep_freed_memory()
     use_compile_cache()
     with out_of_memory("a smaller --batch_size or --seq_len"), show_progress() as progress:
-        model = load_run(flags.model, flags.step)
+        model = load_model(flags.model, flags.step)
         config = _config(model.config, flags)
         with _open_text(model, flags, progress) as text:
             splits = [open_split(config, text.folder, split) for split in text.splits]

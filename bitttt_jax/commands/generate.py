@@ -28,7 +28,7 @@ class Flags:
     """
 
     model: str
-    """Run directory; its newest checkpoint is used, also while it trains."""
+    """Run directory, whose newest checkpoint is used, also while it trains; or a packed model."""
     prompt: str = ""
     """Text to continue; `-` reads it from stdin; empty starts a new document."""
     max_tokens: int = 128
@@ -63,7 +63,7 @@ def _main(argv: Sequence[str]) -> ExitCode:
     from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference.failures import out_of_memory
     from bitttt_jax.inference.generate import generate
-    from bitttt_jax.inference.load import load_run
+    from bitttt_jax.inference.load import load_model
     from bitttt_jax.inference.prompt import encode_prompt
     from bitttt_jax.inference.sampling import SamplingConfig
 
@@ -71,7 +71,7 @@ def _main(argv: Sequence[str]) -> ExitCode:
     use_compile_cache()
     started = time.perf_counter()
     with out_of_memory("a smaller --max_tokens, or a shorter prompt"):
-        model = load_run(flags.model, flags.step)
+        model = load_model(flags.model, flags.step)
         prompt_T = encode_prompt(model.tokenizer, prompt)
         loaded = time.perf_counter()
         tokens = generate(

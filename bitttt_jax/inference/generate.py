@@ -66,18 +66,18 @@ def generate(
     num_tokens = num_tokens or config.vocab_size
     _check_prompt(prompt_T, max_tokens, num_tokens)
     slots = cache_slots(config, len(prompt_T) + max_tokens)
-    state = _start(config, params, slots)
-    hidden, state = _read_prompt(config, params, state, np.asarray(prompt_T, np.int32))
-    choose = functools.partial(_choose, config, sampling, params, jax.random.key(seed), num_tokens)
-    token = choose(hidden, state.position_B)
+    state = start(config, params, 1, slots)
+    logits, state = _read_prompt(config, params, state, np.asarray(prompt_T, np.int32))
+    choose = functools.partial(_choose, sampling, jax.random.key(seed), num_tokens)
+    token = choose(logits, state.position_B)
     for produced in range(max_tokens):
         value = int(token[0])
         if value in stop_ids:
             return
         yield value
         if produced + 1 < max_tokens:
-            hidden, state = _step(config, params, state, token)
-            token = choose(hidden, state.position_B)
+            logits, state = read_token(config, params, state, token)
+            token = choose(logits, state.position_B)
 
 
 def _check_prompt(prompt_T: np.ndarray, max_tokens: int, num_tokens: int) -> None:
@@ -93,27 +93,34 @@ def _check_prompt(prompt_T: np.ndarray, max_tokens: int, num_tokens: int) -> Non
         raise ConfigError(f"a prompt and its continuation have at most {_MAX_TOKENS} tokens")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _start(config: ModelConfig, params: Any, slots: int) -> ModelState:
-    return transformer.init_state(config, params, 1, slots)
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def start(config: ModelConfig, params: Any, batch: int, slots: int) -> ModelState:
+    """`transformer.init_state`, compiled."""
+    return transformer.init_state(config, params, batch, slots)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _prefill(config: ModelConfig, params: Any, state: ModelState, token_BT, length_B):
+def read_tokens(
+    config: ModelConfig, params: Any, state: ModelState, token_BT, length_B
+) -> tuple[jax.Array, ModelState]:
+    """Reads tokens: the logits `[B, V]` after the last of each row, and the new state."""
     hidden, state = transformer.prefill(config, params, state, token_BT, length_B)
     last = jnp.take_along_axis(hidden, (length_B - 1)[:, None, None], axis=1)
-    return last[:, 0], state
+    return transformer.logits(config, params, last)[:, 0], state
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _step(config: ModelConfig, params: Any, state: ModelState, token_B):
-    return transformer.step(config, params, state, token_B)
+def read_token(
+    config: ModelConfig, params: Any, state: ModelState, token_B
+) -> tuple[jax.Array, ModelState]:
+    """Reads a token of each row: the logits `[B, V]` of the next, and the new state."""
+    hidden, state = transformer.step(config, params, state, token_B)
+    return transformer.logits(config, params, hidden[:, None])[:, 0], state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4))
-def _choose(config, sampling, params, key, num_tokens: int, hidden_BD, position_B):
-    logits = transformer.logits(config, params, hidden_BD[:, None])[:, 0]
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < num_tokens, logits, -jnp.inf)
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _choose(sampling, key, num_tokens: int, logits_BV, position_B):
+    logits = jnp.where(jnp.arange(logits_BV.shape[-1]) < num_tokens, logits_BV, -jnp.inf)
     return sample(sampling, logits, jax.random.fold_in(key, position_B[0]))
 
 
@@ -122,5 +129,5 @@ def _read_prompt(config: ModelConfig, params: Any, state: ModelState, prompt_T: 
         part = prompt_T[first : first + PREFILL_TOKENS]
         padded = np.zeros(max(16, 1 << (len(part) - 1).bit_length()), np.int32)
         padded[: len(part)] = part
-        hidden, state = _prefill(config, params, state, padded[None], np.array([len(part)]))
-    return hidden, state
+        logits, state = read_tokens(config, params, state, padded[None], np.array([len(part)]))
+    return logits, state

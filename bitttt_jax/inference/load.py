@@ -1,4 +1,4 @@
-"""Loading a trained model from its run directory."""
+"""Loading a trained model from its run directory, or packed from a folder of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from bitttt_jax.config import ModelConfig, TrainConfig
 from bitttt_jax.config_loading import load_config, with_vocabulary
 from bitttt_jax.data.manifest import TOKENIZER_FILE
 from bitttt_jax.data.tokenizers import Tokenizer
-from bitttt_jax.errors import CheckpointError, DataError
+from bitttt_jax.errors import CheckpointError, ConfigError, DataError
+from bitttt_jax.inference import packed_model
 from bitttt_jax.models import transformer
 from bitttt_jax.runs.checkpoints import Checkpoints
 from bitttt_jax.runs.directory import RunDirectory
@@ -29,6 +30,26 @@ class LoadedModel:
     tokenizer: Tokenizer
     step: int
     """Training step of the checkpoint."""
+
+
+def load_model(path: str | Path, step: int | None = None) -> LoadedModel:
+    """Loads a run (`load_run`) or a packed model (`packed_model.load`), whichever a folder holds.
+
+    Args:
+      path: the folder.
+      step: training step of a run's checkpoint.
+
+    Raises:
+      DataError: no such folder, it holds neither, or it is damaged.
+      CheckpointError: no complete checkpoint, or not that one.
+      ConfigError: a step of a packed model, which has only one.
+    """
+    if not packed_model.is_packed_model(Path(path)):
+        return load_run(path, step)
+    config, params, tokenizer, manifest = packed_model.load(Path(path))
+    if step not in (None, manifest.step):
+        raise ConfigError(f"--step={step}: {path} is packed, and of step {manifest.step}")
+    return LoadedModel(config, params, tokenizer, manifest.step)
 
 
 @functools.cache  # tracing the model takes longer than restoring a small one

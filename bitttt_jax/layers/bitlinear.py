@@ -9,11 +9,15 @@ import jax.numpy as jnp
 from bitttt_jax.config import ModelConfig
 from bitttt_jax.layers.norm import RMSNorm
 from bitttt_jax.ops import product
-from bitttt_jax.ternary.matmul import fake_quant_matmul, int8_matmul
+from bitttt_jax.ternary.latent import fake_quant_matmul, int8_matmul
+from bitttt_jax.ternary.matmul import matmul
+from bitttt_jax.ternary.packing import PackedTernary
 
 
 class BitLinear(nn.Module):
-    """`x @ kernel` with a ternary kernel and 8-bit inputs; latent weights are float32.
+    """`x @ kernel` with a ternary kernel and 8-bit inputs.
+
+    The kernel is a parameter of latent float32 weights, or a `PackedTernary` in its place.
 
     Attributes:
       config: the model's; says how ternary products are computed.
@@ -38,8 +42,10 @@ class BitLinear(nn.Module):
         return _products(self, x, (self.kernel(x.shape[-1]),), strength)[0]
 
     @nn.compact
-    def kernel(self, width: int) -> jax.Array:
-        """The latent weights `[width, features]`."""
+    def kernel(self, width: int) -> jax.Array | PackedTernary:
+        """The weights `[width, features]`, latent or packed."""
+        if isinstance(stored := self.variables.get("params", {}).get("kernel"), PackedTernary):
+            return stored
         init = nn.initializers.normal(self.config.init_std)
         return self.param("kernel", init, (width, self.features), jnp.float32)
 
@@ -67,7 +73,9 @@ def apply_together(
 
 def _products(layer: BitLinear, x, kernels, strength):
     rows, how = x.reshape(-1, x.shape[-1]), layer.config.ternary
-    if not layer.ternary:
+    if isinstance(kernels[0], PackedTernary):
+        ys = matmul(rows, kernels)
+    elif not layer.ternary:
         ys = product.shared_matmul(rows, tuple(kernel.astype(x.dtype) for kernel in kernels))
     elif how.path == "int8":
         ys = int8_matmul(rows, kernels)

@@ -49,3 +49,19 @@ def is_ternary(config: ModelConfig, path: str) -> bool:
     """Whether the parameter at a path is quantised in the forward pass."""
     part = config.ternary.mlp if "/mlp/" in path else config.ternary.mixer
     return part and is_projection(path)
+
+
+def group_name(index: int) -> str:
+    """Name of one group's parameters where they aren't stacked."""
+    return f"group_{index}"
+
+
+def unstack(params: dict[str, Any]) -> dict[str, Any]:
+    """The same parameters with a tree for each group in place of the stack `blocks`."""
+    rest = {name: leaf for name, leaf in params.items() if name != "blocks"}
+    count = jax.tree.leaves(params["blocks"])[0].shape[0]
+    groups = {
+        group_name(i): jax.tree.map(lambda stacked, i=i: stacked[i], params["blocks"])
+        for i in range(count)
+    }
+    return rest | groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 from bitttt_jax.config import ModelConfig
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.layers.norm import RMSNorm
+from bitttt_jax.models import parameters
 from bitttt_jax.models.block import BlockState, Group, initial_block_state
-from bitttt_jax.ops.product import matmul, matmul_transposed
+from bitttt_jax.ops import tables
+from bitttt_jax.ops.product import matmul
+from bitttt_jax.ops.tables import QuantizedTable
 
 Params = dict[str, Any]
 
@@ -27,12 +31,17 @@ class ModelState(NamedTuple):
 
     position_B: jax.Array
     """Tokens read so far."""
-    blocks: tuple[BlockState, ...]
-    """One state for each of the config's mixers, stacked over the groups in front."""
+    blocks: tuple[Any, ...]
+    """A `BlockState` for each of the config's mixers, stacked over the groups in front; where the
+    groups' parameters aren't stacked, a tuple of such states for each group."""
 
 
 class Transformer(nn.Module):
-    """A decoder whose hidden states come out normalised; `logits` applies the output head."""
+    """A decoder whose hidden states come out normalised; `logits` applies the output head.
+
+    The groups' parameters are stacked under `blocks`, over which a loop goes, or lie group by group
+    (`parameters.unstack`): then nothing is copied out of a stack, and every group is compiled.
+    """
 
     config: ModelConfig
 
@@ -46,26 +55,35 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, tuple[BlockState, ...] | None]:
         """Returns hidden states `[B, T, D]`, and the blocks' new states where some were given."""
         config = self.config
-        embedding = self.param(
-            "embed",
-            lambda key: {
-                "embedding": config.init_std
-                * jax.random.normal(key, (config.vocab_size, config.dim))
-            },
-        )["embedding"]
+        embedding = self._table("embed", "embedding", config.vocab_size, config.dim)
         if not config.tie_embeddings:
-            self.param(
-                "head",
-                lambda key: {
-                    "kernel": config.init_std
-                    * jax.random.normal(key, (config.dim, config.vocab_size))
-                },
-            )
-        x_BTD = jnp.take(embedding, token_BT, axis=0).astype(config.compute_dtype)
+            self._table("head", "kernel", config.dim, config.vocab_size)
+        x_BTD = tables.look_up(embedding, token_BT).astype(config.compute_dtype)
+        x_BTD, blocks = self._groups(x_BTD, sequence, anneal, blocks)
+        return RMSNorm(config.norm_eps, name="final_norm")(x_BTD), blocks
+
+    def _table(self, name: str, leaf: str, *shape: int) -> tables.Table:
+        """The embedding or the output head, in floats or quantised."""
+        stored = self.variables.get("params", {}).get(name)
+        if stored is not None and isinstance(stored[leaf], QuantizedTable):
+            return stored[leaf]
+        initial = lambda key: {leaf: self.config.init_std * jax.random.normal(key, shape)}
+        return self.param(name, initial)[leaf]
+
+    def _groups(self, x_BTD, sequence: Sequence, anneal: Anneal, blocks):
+        """One group after the other: a loop where their parameters are stacked."""
+        config = self.config
+        if self.has_variable("params", parameters.group_name(0)):
+            after = []
+            for i in range(config.num_groups):
+                one = Group(config, name=parameters.group_name(i))
+                x_BTD, state = one(x_BTD, blocks and blocks[i], sequence, anneal)
+                after.append(state)
+            return x_BTD, blocks and tuple(after)
         group = Group
         if config.remat != "none":
             group = nn.remat(Group, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-        x_BTD, blocks = nn.scan(
+        return nn.scan(
             group,
             variable_axes={"params": 0, "health": 0},
             split_rngs={"params": True},
@@ -73,7 +91,6 @@ class Transformer(nn.Module):
             length=config.num_groups,
             unroll=min(config.scan_unroll, config.num_groups),
         )(config, name="blocks")(x_BTD, blocks, sequence, anneal)
-        return RMSNorm(config.norm_eps, name="final_norm")(x_BTD), blocks
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
@@ -83,19 +100,24 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     return Transformer(config).init(key, token_BT, Sequence(position_BT))["params"]
 
 
-def output_head(config: ModelConfig, params: Params) -> tuple[jax.Array, bool]:
-    """The output matrix, and whether its shape is `[V, D]` (a tied embedding) or `[D, V]`."""
-    if config.tie_embeddings:
-        return params["embed"]["embedding"], True
-    return params["head"]["kernel"], False
+def output_head(
+    config: ModelConfig, params: Params, dtype: Any
+) -> Callable[[jax.Array], jax.Array]:
+    """The function from hidden states `[N, D]` in a type to float32 logits `[N, V]`."""
+    name, leaf = ("embed", "embedding") if config.tie_embeddings else ("head", "kernel")
+    table = params[name][leaf]
+    if not isinstance(table, QuantizedTable):
+        table = table.astype(dtype)  # here once, not for every chunk of a loss
+        if not config.tie_embeddings:
+            return lambda x_ND: matmul(x_ND, table)
+    return lambda x_ND: tables.project(x_ND, table)
 
 
 def logits(config: ModelConfig, params: Params, hidden_BTD: jax.Array) -> jax.Array:
     """Float32 logits `[B, T, V]` of hidden states."""
-    head, is_VD = output_head(config, params)
     rows = hidden_BTD.reshape(-1, config.dim)
-    product = matmul_transposed if is_VD else matmul
-    return product(rows, head.astype(rows.dtype)).reshape(*hidden_BTD.shape[:-1], -1)
+    head = output_head(config, params, rows.dtype)
+    return head(rows).reshape(*hidden_BTD.shape[:-1], -1)
 
 
 def read(
@@ -136,7 +158,11 @@ def init_state(config: ModelConfig, params: Params, batch: int, slots: int) -> M
             for i, mixer in enumerate(config.mixers)
         )
 
-    blocks = jax.vmap(one_group)(params["blocks"])
+    if "blocks" in params:
+        blocks = jax.vmap(one_group)(params["blocks"])
+    else:
+        names = map(parameters.group_name, range(config.num_groups))
+        blocks = tuple(one_group(params[name]) for name in names)
     return ModelState(jnp.zeros(batch, jnp.int32), blocks)
 
 

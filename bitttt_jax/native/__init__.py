@@ -27,6 +27,9 @@ _TARGETS = (
     "convolution_backward",
     "ttt_forward",
     "ttt_backward",
+    "packed_matmul",
+    "table_matmul",
+    "read_memory",
 )
 
 

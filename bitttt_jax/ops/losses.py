@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-from bitttt_jax.ops.product import matmul, matmul_transposed
 
 
 class TokenLosses(NamedTuple):
@@ -21,39 +20,31 @@ class TokenLosses(NamedTuple):
 
 def next_token_losses(
     x_ND: jax.Array,
-    head: jax.Array,
+    head: Callable[[jax.Array], jax.Array],
     target_N: jax.Array,
     mask_N: jax.Array,
     *,
     chunk: int,
-    head_is_VD: bool,
     vocab_size: int | None = None,
 ) -> TokenLosses:
     """Losses of N tokens, computed `chunk` tokens at a time and recomputed in the backward pass.
 
     Args:
-      x_ND: final hidden states, in the type of the product.
-      head: output matrix `[V, D]` (a tied embedding) or `[D, V]`.
+      x_ND: final hidden states.
+      head: makes logits `[M, V]` of hidden states `[M, D]`.
       target_N: next tokens.
       mask_N: 1 where a token counts, 0 elsewhere.
       chunk: tokens whose logits exist at once.
-      head_is_VD: which of the two shapes `head` has.
-      vocab_size: rows of the head that are real tokens; the padding beyond gets no probability.
+      vocab_size: logits that are of real tokens; the padding beyond gets no probability.
 
     Returns:
       The loss terms; `next_token_losses(...).cross_entropy.sum() / mask_N.sum()` is the mean loss.
     """
-    head = head.astype(x_ND.dtype)
-    product = matmul_transposed if head_is_VD else matmul
-    rows = head.shape[0 if head_is_VD else 1]
-    padding = None
-    if vocab_size is not None and vocab_size < rows:
-        padding = jnp.arange(rows) >= vocab_size
 
     def losses(x, target, mask):
-        logits = product(x, head)
-        if padding is not None:
-            logits = jnp.where(padding, -1e30, logits)
+        logits = head(x)
+        if vocab_size is not None:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -1e30)
         normalizer = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
         return TokenLosses((normalizer - picked) * mask, normalizer**2 * mask)

@@ -68,7 +68,7 @@ def int8_codes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = widen(x)
     largest = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), SCALE_FLOOR)
     codes = jnp.clip(jnp.round(x * (INT8_MAX / largest)), -INT8_MAX - 1, INT8_MAX)
-    return codes.astype(jnp.int8), largest / INT8_MAX
+    return codes.astype(jnp.int8), largest * (1 / INT8_MAX)
 
 
 def fake_quantize(

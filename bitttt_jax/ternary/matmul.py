@@ -1,98 +1,81 @@
-"""Products of 8-bit activations and ternary weights, as training computes them.
-
-Two forward computations of the same function: `fake_quant` multiplies dequantised floats, `int8`
-multiplies the integers exactly and scales the result. Their gradients are the same straight-through
-ones: `dL/dx` sees the ternary weights, `dL/dw` the quantised activations.
-
-Several weights can share one input (queries, keys and values do): it is quantised once, and
-transposed once in the backward pass.
-"""
+"""The product of activations and packed ternary weights: one call over several kernels."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
-from bitttt_jax.ops import product, quantize
+from bitttt_jax import native
+from bitttt_jax.ternary.kernels import cpu, xla
+from bitttt_jax.ternary.packing import PackedTernary, unpack
 
-Weights = Sequence[jax.Array]
+_KERNELS = {"xla": xla.matmul, "cpu": cpu.matmul}
 
 
-def fake_quant_matmul(
+def matmul(
     x: jax.Array,
-    weights: Weights,
+    weights: Sequence[PackedTernary],
     *,
-    strength: jax.Array | float = 1.0,
-    quantize_activations: bool = True,
+    implementation: native.Choice = "auto",
 ) -> tuple[jax.Array, ...]:
-    """Products of dequantised activations and weights.
+    """Products of activations, rounded to int8 a row, and ternary weights.
+
+    The integers are multiplied and summed exactly, then scaled in float32: all implementations
+    agree bit for bit with each other and with `latent.int8_matmul` (arXiv:2402.17764, section 2).
+    Differentiable in `x` once, in reverse, straight through the rounding; the weights are
+    constants.
 
     Args:
-      x: activations `[M, K]`; their type is the type of the products' inputs.
-      weights: latent weights `[K, N]`, float32, each with its own N and scale.
-      strength: how far activations and weights are quantised, from 0 (float) to 1.
-      quantize_activations: False leaves `x` as it is.
+      x: activations `[M, K]`.
+      weights: of K inputs each, in one layout. `cpu` wants `i2_s`.
+      implementation: what computes it.
 
     Returns:
-      A float32 `[M, N]` for each of the weights.
+      `[M, N]` in the type of `x` for each of the weights.
+
+    Raises:
+      ConfigError: the implementation asked for doesn't run here.
+      ValueError: shapes that don't fit.
+
+    >>> from bitttt_jax.ternary.packing import quantize_and_pack
+    >>> matmul(jnp.ones((1, 3)), [quantize_and_pack(jnp.ones((3, 2)))])[0].tolist()
+    [[3.0, 3.0]]
     """
-    if quantize_activations:
-        x = quantize.fake_quantize(x, *quantize.int8_codes(x), strength)
-    quantized = (quantize.fake_quantize(w, *quantize.ternary_codes(w), strength) for w in weights)
-    return product.shared_matmul(x, tuple(w.astype(x.dtype) for w in quantized))
+    weights = tuple(weights)
+    for weight in weights:
+        if x.ndim != 2 or weight.codes.ndim != 2 or x.shape[1] != weight.shape[0]:
+            raise ValueError(f"x is {x.shape} and a weight {weight.shape}")
+    fits = x.dtype in cpu.DTYPES and all(weight.layout == "i2_s" for weight in weights)
+    needs = "float32 or bfloat16 activations and weights in the layout `i2_s`"
+    return _matmul(x, weights, native.choose(implementation, fits, needs))
 
 
-@jax.custom_vjp
-def int8_matmul(x: jax.Array, weights: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Exact products of int8 activations and ternary weights, accumulated in int32.
-
-    Equal to `fake_quant_matmul` up to the rounding of its floats, gradients included.
-    Differentiable any number of times in reverse.
-
-    Args:
-      x: activations `[M, K]`; the gradients' products are computed in their type.
-      weights: latent weights `[K, N]`, float32, each with its own N and scale.
-
-    Returns:
-      A float32 `[M, N]` for each of the weights.
-    """
-    x_codes, x_scale = quantize.int8_codes(x)
-    outputs = []
-    for w in weights:
-        w_codes, w_scale = quantize.ternary_codes(w)
-        y = lax.dot_general(
-            x_codes, w_codes, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32
-        )
-        outputs.append(y.astype(x_scale.dtype) * (x_scale * w_scale))
-    return tuple(outputs)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x, weights, implementation):
+    return _KERNELS[implementation](x, weights)
 
 
-def _int8_matmul_fwd(x, weights):
-    # The backward products take the codes as floats (exact in bfloat16) and the scales outside.
-    # It is straight-through on them, and the call of `int8_matmul` itself (XLA computes the codes
-    # once), that make the backward pass differentiable in turn.
-    def floats(value, codes, scale):
-        scale = lax.stop_gradient(scale)
-        scaled = (value / scale).astype(x.dtype)
-        return quantize.straight_through(scaled, codes.astype(x.dtype)), scale
-
-    x_floats, x_scale = floats(x, *quantize.int8_codes(x))
-    quantized = [floats(w, *quantize.ternary_codes(w)) for w in weights]
-    return int8_matmul(x, weights), (x_floats, x_scale, quantized)
+def _matmul_fwd(x, weights, implementation):
+    return _matmul(x, weights, implementation), weights
 
 
-def _int8_matmul_bwd(residuals, grads):
-    x_floats, x_scale, quantized = residuals
-    dtype = x_floats.dtype
+def _matmul_bwd(implementation, weights, grads):
+    del implementation
     grad_x = sum(
-        product.matmul_transposed(g.astype(dtype), w_floats) * w_scale
-        for g, (w_floats, w_scale) in zip(grads, quantized, strict=True)
+        jnp.matmul(g, unpack(w).T.astype(g.dtype), preferred_element_type=jnp.float32) * w.scale
+        for g, w in zip(grads, weights, strict=True)
     )
-    grad_w = tuple(product.transposed_matmul(x_floats, (g * x_scale).astype(dtype)) for g in grads)
-    return grad_x.astype(dtype), grad_w
+    return grad_x.astype(grads[0].dtype), jax.tree.map(_no_gradient, weights)
 
 
-int8_matmul.defvjp(_int8_matmul_fwd, _int8_matmul_bwd)
+def _no_gradient(leaf: jax.Array) -> jax.Array | np.ndarray:
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros_like(leaf)
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+_matmul.defvjp(_matmul_fwd, _matmul_bwd)

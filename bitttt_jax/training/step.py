@@ -80,14 +80,12 @@ def loss_sums(
         # left to itself, the partitioner keeps parameters in place and gathers activations.
         hidden_BTD = jax.lax.with_sharding_constraint(hidden_BTD, P(BATCH_AXES))
     mask_BT = (batch["segment_ids_BT"] != 0).astype(jnp.float32)
-    head, is_VD = transformer.output_head(config.model, params)
     terms = next_token_losses(
         hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
-        head,
+        transformer.output_head(config.model, params, hidden_BTD.dtype),
         batch["targets_BT"].reshape(-1),
         mask_BT.reshape(-1),
         chunk=config.optim.loss_chunk * math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES),
-        head_is_VD=is_VD,
     )
     cross_entropy_BT, squared_normalizer_BT = (term.reshape(mask_BT.shape) for term in terms)
     return cross_entropy_BT, squared_normalizer_BT, mask_BT

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from bitttt_jax.ops import product
 from bitttt_jax.ops.losses import next_token_losses
 
 N, D, V, PADDED = 13, 6, 11, 16
@@ -23,9 +24,10 @@ def losses(x, head_VD, chunk=N, head_is_VD=True, vocab_size=None):
     """The loss terms and their gradients, those of a tied embedding's layout."""
 
     def run(x, head_VD):
-        head = head_VD if head_is_VD else head_VD.T
-        settings = {"chunk": chunk, "head_is_VD": head_is_VD, "vocab_size": vocab_size}
-        return next_token_losses(x, head, TARGET, MASK, **settings)
+        head = lambda x: product.matmul(x, head_VD.T.astype(x.dtype))
+        if head_is_VD:
+            head = lambda x: product.matmul_transposed(x, head_VD.astype(x.dtype))
+        return next_token_losses(x, head, TARGET, MASK, chunk=chunk, vocab_size=vocab_size)
 
     terms, pullback = jax.vjp(run, x, head_VD)
     return terms, pullback(jax.tree.map(lambda t: jnp.full_like(t, 0.5), terms))

@@ -37,6 +37,7 @@ struct ConvolutionTable {
   void (*backward_bfloat16)(const ConvolutionBackward<uint16_t>&);
 };
 
-extern const ConvolutionTable convolution_avx512, convolution_avx2, convolution_baseline;
+extern const ConvolutionTable convolution_avx512, convolution_avx2, convolution_neon,
+    convolution_baseline;
 
 }  // namespace bitttt

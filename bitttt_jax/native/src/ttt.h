@@ -74,7 +74,7 @@ struct TttTable {
   void (*backward)(const Shape&, const Tokens&, const Backward&, float* scratch);
 };
 
-extern const TttTable ttt_linear_avx512, ttt_linear_avx2, ttt_linear_baseline;
-extern const TttTable ttt_mlp_avx512, ttt_mlp_avx2, ttt_mlp_baseline;
+extern const TttTable ttt_linear_avx512, ttt_linear_avx2, ttt_linear_neon, ttt_linear_baseline;
+extern const TttTable ttt_mlp_avx512, ttt_mlp_avx2, ttt_mlp_neon, ttt_mlp_baseline;
 
 }  // namespace bitttt

@@ -1,0 +1,155 @@
+"""`bitttt bench`: how fast a packed model reads and writes here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from bitttt_jax.errors import ConfigError, run_main
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Measure how fast a model reads a prompt and writes, and what the memory allows.
+
+    bitttt bench --config=bitnet_2b4t --threads=2
+
+    bitttt bench --model=quickstart-packed --batch=1,4 --json=bench.json
+    """
+
+    config: str = ""
+    """Shape: a preset or a configuration; its weights are random. Its vocabulary size must be set,
+    as in the bitnet presets."""
+    model: str = ""
+    """Or a trained model: a packed model or a run directory."""
+    table: Literal["exact", "int8"] = "int8"
+    """With --config: how the embedding and the output head are stored."""
+    threads: int = 0
+    """CPU threads; 0 for all."""
+    prefill: int = 512
+    """Tokens of the prompt."""
+    decode: int = 64
+    """Steps to time."""
+    batch: str = "1"
+    """Numbers of sequences at once, separated by commas."""
+    context: str = ""
+    """More context lengths after which a step is timed, separated by commas."""
+    json: str = ""
+    """File for the numbers."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return run_main(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+    flags = tyro.cli(Flags, args=list(argv), prog="bitttt bench", use_underscores=True)
+    batches, contexts = _numbers("batch", flags.batch), _numbers("context", flags.context)
+    for name in ("prefill", "decode"):
+        if getattr(flags, name) < 2:
+            raise ConfigError(f"--{name} must be at least 2, got {getattr(flags, name)}")
+    if bool(flags.config) == bool(flags.model):
+        raise ConfigError("one of --config and --model is needed, not both")
+    _use_threads(flags.threads)
+    from bitttt_jax.distributed.processes import use_compile_cache
+    from bitttt_jax.inference import speed
+
+    use_compile_cache()
+    started = time.perf_counter()
+    config, params = _model(flags)
+    loaded = time.perf_counter() - started
+    print(f"ready after {loaded:.1f} s; measuring, compilation first", file=sys.stderr)
+    bandwidth = speed.memory_bandwidth()
+    result: dict[str, Any] = {
+        "model": flags.model or flags.config,
+        "table": "" if flags.model else flags.table,
+        "threads": len(os.sched_getaffinity(0)),
+        "load_s": loaded,
+        "memory_gb_per_s": bandwidth / 1e9,
+        "runs": [],
+    }
+    print(f"memory      {bandwidth / 1e9:8.1f} GB/s can be read")
+    for batch in batches:
+        prefill = speed.prefill_seconds(config, params, flags.prefill, batch)
+        result["runs"].append(
+            {"what": "prefill", "tokens": flags.prefill, "batch": batch}
+            | dataclasses.asdict(prefill)
+        )
+        _print("prefill", flags.prefill, batch, flags.prefill * batch, prefill)
+        for context in (flags.prefill, *contexts) if batch == batches[0] else (flags.prefill,):
+            step = speed.decode_seconds(config, params, context, batch, flags.decode)
+            read = speed.bytes_per_token(config, params, context)
+            share = read / step.median / bandwidth if bandwidth else 0.0
+            result["runs"].append(
+                {"what": "decode", "context": context, "batch": batch, "bytes": read}
+                | dataclasses.asdict(step)
+                | {"share_of_bandwidth": share}
+            )
+            _print("decode", context, batch, batch, step)
+            print(f"            {read / 1e6:8.1f} MB a step, {share:.0%} of the memory's rate")
+    result["resident_bytes"] = _resident_bytes()
+    print(f"resident    {result['resident_bytes'] / 2**20:8.0f} MiB")
+    if flags.json:
+        from bitttt_jax.runs.files import write_atomically
+
+        write_atomically(Path(flags.json), json.dumps(result, indent=2) + "\n")
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",") if part]
+    except ValueError:
+        numbers = [0]
+    if any(number < 1 for number in numbers) or (name == "batch" and not numbers):
+        raise ConfigError(f"--{name} must be positive numbers separated by commas, got {text!r}")
+    return numbers
+
+
+def _use_threads(count: int) -> None:
+    """Restricts this process to some CPUs, by which XLA sizes its pools when it starts."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if not 0 <= count <= len(allowed):
+        raise ConfigError(f"--threads={count}, and this process has {len(allowed)} CPUs")
+    if count:
+        os.sched_setaffinity(0, allowed[:count])
+
+
+def _model(flags: Flags) -> tuple[Any, Any]:
+    from bitttt_jax.config_loading import load_config
+    from bitttt_jax.inference import speed
+    from bitttt_jax.inference.load import load_model
+
+    if flags.model:
+        model = load_model(flags.model)
+        return model.config.model, model.params
+    config = load_config(flags.config).model
+    if not config.vocab_size:
+        raise ConfigError(
+            f"--config={flags.config} has no vocabulary size: its tokenizer is trained",
+            fix="--config=bitnet_2b4t, or --model with a trained model",
+        )
+    return config, speed.random_params(config, flags.table)
+
+
+def _print(what: str, tokens: int, batch: int, per_call: int, seconds: Any) -> None:
+    rate = per_call / seconds.median
+    spread = f"{per_call / seconds.upper:,.1f} to {per_call / seconds.lower:,.1f}"
+    print(
+        f"{what:8}{tokens:6,} x{batch:2}{rate:9,.1f} tokens/s ({spread}), "
+        f"{1e3 * seconds.median:,.1f} ms"
+    )
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,155 @@
+"""How fast a model reads and writes, beside what the machine's memory allows."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bitttt_jax import native
+from bitttt_jax.config import ModelConfig
+from bitttt_jax.data.memory import large_buffer
+from bitttt_jax.data.safetensors import ALIGNMENT
+from bitttt_jax.inference import generate, packed_model
+from bitttt_jax.models import packed, parameters
+from bitttt_jax.models.packed import TableType
+
+_CHUNK = 256 * 1024  # of the native kernel that reads memory
+_MEMORY_BYTES = 512 * 2**20
+_INIT_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Repeated measurements of one thing."""
+
+    median: float
+    lower: float
+    """First quartile."""
+    upper: float
+    """Third quartile."""
+    count: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> Seconds:
+        """Summarises measurements, at least two."""
+        lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, lower, upper, len(values))
+
+
+def random_params(config: ModelConfig, table: TableType, seed: int = 0) -> Any:
+    """Packed parameters with random values, made without the latent ones.
+
+    Args:
+      config: the model's, its vocabulary size known.
+      table: how the embedding and the output head are stored.
+      seed: of the values.
+    """
+    packed.check_packable(config)
+    rng = np.random.default_rng(seed)
+    valid = np.array([c for c in range(256) if not c & c >> 1 & 0x55], np.uint8)
+
+    def draw(path: str, leaf: jax.ShapeDtypeStruct) -> Any:
+        if leaf.dtype == jnp.uint8:
+            return valid[rng.integers(0, len(valid), leaf.shape, np.uint8)]
+        if leaf.dtype == jnp.int8:
+            return rng.integers(-127, 128, leaf.shape, np.int8)
+        if path.endswith("scale"):
+            is_norm = leaf.ndim > 0 and not parameters.is_table(path.removesuffix("/scale"))
+            return 1.0 if is_norm else _INIT_STD / 60
+        if path.endswith("bias"):
+            return 0.0
+        return _INIT_STD * rng.standard_normal(leaf.shape, np.float32)
+
+    abstract = packed_model.abstract_params(config, "i2_s", table)
+    aligned = lambda leaf: -(-leaf.size * leaf.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    memory, used = large_buffer(sum(map(aligned, jax.tree.leaves(abstract)))), 0
+
+    def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        nonlocal used
+        piece = memory[used : used + leaf.size * leaf.dtype.itemsize]
+        used += aligned(leaf)
+        values = piece.view(leaf.dtype).reshape(leaf.shape)
+        values[...] = draw(path, leaf)
+        return packed_model.as_array(values)
+
+    return jax.tree.map(place, parameters.leaf_paths(abstract), abstract)
+
+
+def bytes_per_token(config: ModelConfig, params: Any, context: int) -> int:
+    """Bytes that a step must read: all weights but an untied embedding, and attention's cache."""
+    counts = packed.byte_counts(params)
+    if not config.tie_embeddings:
+        counts["tables"] = packed.byte_counts({"head": params["head"]})["tables"]
+    attention = config.num_groups * config.mixers.count("attention")
+    seen = min(context, config.window) if config.window else context
+    width = config.kv_heads * config.width_per_head * jnp.dtype(config.compute_dtype).itemsize
+    return sum(counts.values()) + 2 * attention * seen * width
+
+
+def memory_bandwidth(repeats: int = 7) -> float:
+    """Bytes a second that all threads together read from memory; 0 without the native kernels."""
+    if native.choose("auto", True, "") != "cpu":
+        return 0.0
+    values = large_buffer(_MEMORY_BYTES)
+    values[:] = 1
+    data = packed_model.as_array(values)
+    result = jax.ShapeDtypeStruct((_MEMORY_BYTES // _CHUNK,), jnp.uint8)
+    read = jax.jit(jax.ffi.ffi_call("bitttt_read_memory", result))
+    return _MEMORY_BYTES / min(_times(lambda: read(data), repeats))
+
+
+def prefill_seconds(
+    config: ModelConfig, params: Any, tokens: int, batch: int, repeats: int = 5
+) -> Seconds:
+    """Time from a prompt of some tokens a row to the logits of the first new one, compiled."""
+    slots = generate.cache_slots(config, tokens)
+    token_BT, length_B = _tokens(config, batch, tokens), np.full(batch, tokens)
+
+    def run() -> Any:
+        state = generate.start(config, params, batch, slots)
+        return generate.read_tokens(config, params, state, token_BT, length_B)[0]
+
+    return Seconds.of(_times(run, repeats))
+
+
+def decode_seconds(
+    config: ModelConfig, params: Any, context: int, batch: int, steps: int
+) -> Seconds:
+    """Time of a step, the choice of the likeliest token included, after some tokens were read."""
+    slots = generate.cache_slots(config, context + steps + 2)
+    state = generate.start(config, params, batch, slots)
+    for first in range(0, context, generate.PREFILL_TOKENS):
+        count = min(generate.PREFILL_TOKENS, context - first)
+        token_BT = _tokens(config, batch, count)
+        logits, state = generate.read_tokens(config, params, state, token_BT, np.full(batch, count))
+    likeliest = jax.jit(lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.int32))
+    token = likeliest(logits)
+
+    def step() -> Any:
+        nonlocal state, token
+        logits, state = generate.read_token(config, params, state, token)
+        token = likeliest(logits)
+        return token
+
+    return Seconds.of(_times(step, steps))
+
+
+def _tokens(config: ModelConfig, batch: int, count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, config.vocab_size, (batch, count), np.int32)
+
+
+def _times(run: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each call after two that compile and warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return times[2:]

@@ -1,0 +1,81 @@
+"""Packing a whole model's parameters for inference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from bitttt_jax.config import ModelConfig
+from bitttt_jax.errors import ConfigError
+from bitttt_jax.models import parameters
+from bitttt_jax.models.transformer import Params
+from bitttt_jax.ops.tables import QuantizedTable, quantize_table
+from bitttt_jax.ternary.packing import Layout, PackedTernary, quantize_and_pack
+
+TableType = Literal["exact", "int8"]
+"""How embedding and output head are stored: as they are computed, or as int8 rows with scales."""
+
+
+def check_packable(config: ModelConfig) -> None:
+    """Sees that the model's products are those of packed weights.
+
+    Raises:
+      ConfigError: nothing in it is ternary, or its activations aren't quantised.
+    """
+    how = config.ternary
+    if not (how.mixer or how.mlp):
+        raise ConfigError(
+            "the model has no ternary weights to pack",
+            "model.ternary.mixer and model.ternary.mlp are both off",
+        )
+    if not how.activations:
+        raise ConfigError(
+            "the model's activations aren't quantised (model.ternary.activations=False)",
+            "packed weights are multiplied with 8-bit activations",
+        )
+
+
+def pack_params(
+    config: ModelConfig, params: Params, layout: Layout = "i2_s", table: TableType = "exact"
+) -> Params:
+    """Parameters for inference.
+
+    Ternary kernels become `PackedTernary`. Other kernels are rounded to the type that they are
+    computed in, as are exact tables; what is computed in float32 stays as it is. So the model is
+    the same function as before, unless tables are quantised.
+
+    Args:
+      config: the model's, which must be packable (`check_packable`).
+      params: latent parameters, the groups stacked.
+      layout: of the ternary kernels.
+      table: of the embedding and the output head.
+
+    Returns:
+      Parameters with a tree for each group.
+    """
+
+    def convert(path: str, leaf: jax.Array) -> jax.Array | PackedTernary | QuantizedTable:
+        if parameters.is_ternary(config, path):
+            return quantize_and_pack(leaf, layout)
+        if parameters.is_table(path) and table == "int8":
+            return quantize_table(leaf if path.startswith("embed/") else leaf.T)
+        if parameters.is_projection(path) or parameters.is_table(path):
+            return leaf.astype(config.compute_dtype)
+        return jnp.asarray(leaf)
+
+    unstacked = parameters.unstack(params)
+    return jax.tree.map(convert, parameters.leaf_paths(unstacked), unstacked)
+
+
+def byte_counts(params: Params) -> dict[str, int]:
+    """Bytes of parameters: `ternary` (packed ones), `tables` (embedding and head) and `other`."""
+    counts = {"ternary": 0, "tables": 0, "other": 0}
+    is_whole = lambda leaf: isinstance(leaf, (PackedTernary, QuantizedTable))
+    for name, subtree in params.items():
+        for leaf in jax.tree.leaves(subtree, is_leaf=is_whole):
+            kind = "ternary" if isinstance(leaf, PackedTernary) else "other"
+            kind = "tables" if name in ("embed", "head") else kind
+            counts[kind] += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(leaf))
+    return counts

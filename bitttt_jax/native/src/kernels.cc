@@ -1,0 +1,90 @@
+#include "kernels.h"
+
+#include <cstdlib>
+#include <string>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace bitttt {
+namespace {
+
+#if defined(__x86_64__)
+
+// Features that older compilers don't know by name: bits of leaf 7.
+bool has_feature(int subleaf, int reg, int bit) {
+  unsigned regs[4] = {};
+  return __get_cpuid_count(7, subleaf, &regs[0], &regs[1], &regs[2], &regs[3]) &&
+         (regs[reg] >> bit & 1);
+}
+
+Kernels choose_kernels() {
+  const char* variable = std::getenv("BITTTT_INSTRUCTION_SET");
+  const std::string asked = variable ? variable : "";
+  const auto wanted = [&](const char* name) { return asked.empty() || asked == name; };
+  const auto with = [](const char* name, const PackedTable& packed,
+                       const TableTable& table) -> Kernels {
+    return {name, ttt_linear_avx512, ttt_mlp_avx512, convolution_avx512, packed, table};
+  };
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  const bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool amx = avx512vnni && has_feature(0, 3, 24) && has_feature(0, 3, 25);
+  if (amx && wanted("amx") && may_use_amx()) {
+    Kernels kernels = with("amx", packed_avx512vnni, table_avx512vnni);
+    kernels.packed.multiply_many = multiply_many_amx;
+    kernels.packed.multiply_many_bfloat16 = multiply_many_amx;
+    return kernels;
+  }
+  if (avx512vnni && wanted("avx512vnni")) {
+    return with("avx512vnni", packed_avx512vnni, table_avx512vnni);
+  }
+  if (avx512 && wanted("avx512")) return with("avx512", packed_avx2, table_avx2);
+  if (avx2 && has_feature(1, 0, 4) && wanted("avxvnni")) {
+    return {"avxvnni",        ttt_linear_avx2, ttt_mlp_avx2,
+            convolution_avx2, packed_avxvnni,  table_avxvnni};
+  }
+  if (avx2 && wanted("avx2")) {
+    return {"avx2", ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2, packed_avx2, table_avx2};
+  }
+  return {"baseline",           ttt_linear_baseline, ttt_mlp_baseline,
+          convolution_baseline, packed_baseline,     table_baseline};
+}
+
+#else
+
+Kernels choose_kernels() {
+#if defined(__aarch64__)
+#if defined(__linux__)
+  const bool has_dot_products = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  const bool has_dot_products = true;
+#endif
+  if (has_dot_products) {
+    return {"neon", ttt_linear_neon, ttt_mlp_neon, convolution_neon, packed_neon, table_neon};
+  }
+#endif
+  return {"baseline",           ttt_linear_baseline, ttt_mlp_baseline,
+          convolution_baseline, packed_baseline,     table_baseline};
+}
+
+#endif
+
+}  // namespace
+
+// The widest that the CPU has, or the one that BITTTT_INSTRUCTION_SET names if the CPU has it.
+const Kernels& kernels() {
+  static const Kernels chosen = choose_kernels();
+  return chosen;
+}
+
+}  // namespace bitttt
+
+// The instruction set in use.
+extern "C" const char* instruction_set() { return bitttt::kernels().instruction_set; }

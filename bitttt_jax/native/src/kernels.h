@@ -1,0 +1,22 @@
+// The kernels of the instruction set that is in use.
+
+#pragma once
+
+#include "convolution.h"
+#include "packed.h"
+#include "table.h"
+#include "ttt.h"
+
+namespace bitttt {
+
+struct Kernels {
+  const char* instruction_set;
+  const TttTable &ttt_linear, &ttt_mlp;
+  const ConvolutionTable& convolution;
+  PackedTable packed;
+  const TableTable& table;
+};
+
+const Kernels& kernels();
+
+}  // namespace bitttt

@@ -1,0 +1,175 @@
+// Many rows at once on the matrix registers of AMX: tiles of 16 rows of activations times 16
+// columns of codes.
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "half.h"
+#include "packed.h"
+
+namespace bitttt {
+namespace {
+
+constexpr int64_t kTile = 1024;  // bytes
+
+// Swaps rows and columns of a matrix of 16 x 16 words.
+inline void transpose(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+template <int kField>
+inline void store_field(const __m512i words[16], uint8_t* tile) {
+  for (int i = 0; i < 16; ++i) {
+    const __m512i codes = _mm512_srli_epi16(words[i], 2 * kField);
+    _mm512_storeu_si512(tile + 64 * i, _mm512_and_si512(codes, _mm512_set1_epi8(3)));
+  }
+}
+
+// 16 columns as tiles, step after step: line i has the codes 4 i to 4 i + 3 of all columns.
+void unpack_tiles(const Columns& c, int64_t first, int64_t steps, uint8_t* tiles) {
+  for (int64_t at = 0; at < steps * kStep / 4; at += kStep) {
+    __m512i words[16];
+    for (int64_t i = 0; i < 16; ++i) {
+      const int64_t n = first + i < c.last ? first + i : c.last - 1;
+      const uint8_t* codes = c.codes + n * c.row_bytes + at;
+      const __mmask64 inside = at + kStep <= c.row_bytes ? ~0ull : 0xffffffffull;
+      words[i] = _mm512_maskz_loadu_epi8(inside, codes);
+    }
+    transpose(words);
+    uint8_t* here = tiles + at / kStep * 4 * kTile;
+    store_field<0>(words, here);
+    store_field<1>(words, here + kTile);
+    store_field<2>(words, here + 2 * kTile);
+    store_field<3>(words, here + 3 * kTile);
+  }
+}
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t line_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t lines[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+inline void write(float* y, __mmask16 inside, __m512 values) {
+  _mm512_mask_storeu_ps(y, inside, values);
+}
+inline void write(uint16_t* y, __mmask16 inside, __m512 values) {
+  const __m512i bits = _mm512_castps_si512(values);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+  const __m512i rounded = _mm512_mask_mov_epi32(up, is_nan, _mm512_set1_epi32(0x7fc00000));
+  const __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  _mm256_mask_storeu_epi16(y, inside, half);
+}
+
+// A tile of sums to the product's rows m and on, columns n and on.
+template <typename T>
+void put_tile(const int32_t* sums, const Activations& a, int64_t m, const Columns& c, int64_t n,
+              Output<T> out) {
+  if (n >= c.last) return;
+  const int64_t columns = c.last - n;
+  const __mmask16 inside = columns >= 16 ? 0xffff : (1u << columns) - 1;
+  for (int64_t i = 0; i < 16 && m + i < a.rows; ++i) {
+    const __m512i exact =
+        _mm512_sub_epi32(_mm512_loadu_si512(sums + 16 * i), _mm512_set1_epi32(a.sum[m + i]));
+    const __m512 scale = _mm512_set1_ps(a.scale[m + i] * c.scale);
+    write(out.y + (m + i) * out.stride + n, inside,
+          _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale));
+  }
+}
+
+// Two tiles of rows (the second may be missing) times two tiles of columns.
+template <bool kTwo>
+inline void dot_tiles(const int8_t* x0, const int8_t* x1, const uint8_t* w0, const uint8_t* w1,
+                      int64_t steps, int32_t* sums) {
+  _tile_zero(0);
+  _tile_zero(1);
+  if (kTwo) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    _tile_loadd(4, x0 + step * kTile, 64);
+    _tile_loadd(6, w0 + step * kTile, 64);
+    _tile_loadd(7, w1 + step * kTile, 64);
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(1, 4, 7);
+    if (kTwo) {
+      _tile_loadd(5, x1 + step * kTile, 64);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  if (kTwo) {
+    _tile_stored(2, sums + 512, 64);
+    _tile_stored(3, sums + 768, 64);
+  }
+}
+
+template <typename T>
+void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_t* scratch) {
+  static const TileConfig config;
+  _tile_loadconfig(&config);
+  int32_t* sums = reinterpret_cast<int32_t*>(scratch);
+  uint8_t *w0 = scratch + 4 * kTile, *w1 = w0 + a.steps * kTile;
+  unpack_tiles(c, c.first, a.steps, w0);
+  unpack_tiles(c, c.first + 16, a.steps, w1);
+  for (int64_t m = 0; m < a.rows; m += 32) {
+    const bool two = m + 16 < a.rows;
+    if (two) {
+      dot_tiles<true>(a.row(m), a.row(m + 16), w0, w1, a.steps, sums);
+    } else {
+      dot_tiles<false>(a.row(m), nullptr, w0, w1, a.steps, sums);
+    }
+    put_tile(sums, a, m, c, c.first, out);
+    put_tile(sums + 256, a, m, c, c.first + 16, out);
+    if (!two) break;
+    put_tile(sums + 512, a, m + 16, c, c.first, out);
+    put_tile(sums + 768, a, m + 16, c, c.first + 16, out);
+  }
+  _tile_release();
+}
+
+}  // namespace
+
+bool may_use_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+void multiply_many_amx(const Activations& a, const Columns& c, Output<float> out,
+                       uint8_t* scratch) {
+  multiply_many(a, c, out, scratch);
+}
+void multiply_many_amx(const Activations& a, const Columns& c, Output<uint16_t> out,
+                       uint8_t* scratch) {
+  multiply_many(a, c, out, scratch);
+}
+
+}  // namespace bitttt

@@ -1,0 +1,133 @@
+// What XLA calls for packed products: checks the shapes, and spreads rows and columns over the
+// threads.
+
+#include <vector>
+
+#include "kernels.h"
+#include "threads.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace bitttt {
+namespace {
+
+ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(what); }
+
+// From here on unpacking pays.
+constexpr int64_t kManyRows = kTileRows;
+
+// The columns of all weights, one weight's after the other's.
+template <typename T>
+struct Weight {
+  Columns columns;
+  int64_t before;  // columns of the weights before it
+  Output<T> output;
+};
+
+template <typename T>
+using Few = void (*)(const Activations&, const Columns&, Output<T>);
+template <typename T>
+using Many = void (*)(const Activations&, const Columns&, Output<T>, uint8_t*);
+template <typename T>
+using Quantize = void (*)(const T*, const Activations&, int64_t);
+
+template <typename T>
+void multiply_all(ffi::ThreadPool& pool, const T* x, const Activations& a,
+                  const std::vector<Weight<T>>& weights, Quantize<T> quantize, Few<T> few,
+                  Many<T> many) {
+  const bool is_few = a.rows < kManyRows;
+  if (is_few) {
+    for (int64_t m = 0; m < a.rows; ++m) quantize(x + m * a.width, a, m);
+  } else {
+    run_all(pool, a.num_tiles(), [&](int64_t tile) {
+      const int64_t first = tile * kTileRows, last = std::min(first + kTileRows, a.rows);
+      for (int64_t m = first; m < last; ++m) quantize(x + m * a.width, a, m);
+    });
+  }
+  const int64_t total = weights.back().before + weights.back().columns.last;
+  const Parts parts =
+      is_few ? Parts::large_first(total, pool.num_threads()) : Parts::equal(total, kManyColumns);
+  run_all(
+      pool, parts.count(),
+      [&](int64_t i) {
+        for (const Weight<T>& weight : weights) {
+          Columns columns = weight.columns;
+          columns.first = std::max<int64_t>(parts.first(i) - weight.before, 0);
+          columns.last = std::min(parts.first(i + 1) - weight.before, columns.last);
+          if (columns.first >= columns.last) continue;
+          if (is_few) {
+            few(a, columns, weight.output);
+          } else {
+            many(a, columns, weight.output, scratch<uint8_t>(many_scratch_bytes(a.steps)));
+          }
+        }
+      },
+      is_few ? Wait::kActively : Wait::kAsleep);
+}
+
+template <typename T>
+ffi::Error packed_matmul_of(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const Activations& a,
+                            const ffi::RemainingArgs& args, ffi::RemainingRets& results,
+                            Quantize<T> quantize, Few<T> few, Many<T> many) {
+  const int64_t row_bytes = (a.width + kBlock - 1) / kBlock * kBlockBytes;
+  std::vector<Weight<T>> weights;
+  int64_t before = 0;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto codes = args.get<ffi::Buffer<ffi::U8>>(2 * i);
+    const auto scale = args.get<ffi::Buffer<ffi::F32>>(2 * i + 1);
+    const auto y = results.get<ffi::AnyBuffer>(i);
+    if (codes.has_error() || scale.has_error() || y.has_error()) {
+      return wrong("packed: codes that aren't uint8, or a scale that isn't float32");
+    }
+    const auto of_codes = codes->dimensions(), of_y = (*y)->dimensions();
+    if (of_codes.size() != 2 || of_codes[1] != row_bytes || scale->element_count() != 1 ||
+        of_y.size() != 2 || of_y[0] != a.rows || of_y[1] != of_codes[0] ||
+        (*y)->element_type() != x.element_type()) {
+      return wrong("packed: shapes don't fit");
+    }
+    const int64_t N = of_codes[0];
+    weights.push_back({{codes->typed_data(), row_bytes, 0, N, scale->typed_data()[0]},
+                       before,
+                       {static_cast<T*>((*y)->untyped_data()), N}});
+    before += N;
+  }
+  multiply_all(pool, static_cast<const T*>(x.untyped_data()), a, weights, quantize, few, many);
+  return ffi::Error::Success();
+}
+
+// x is [M, K]; each weight has codes [N, bytes of a row] and a scale; the first result is working
+// memory, the others are the products [M, N] in the type of x.
+ffi::Error packed_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs weights,
+                         ffi::Result<ffi::Buffer<ffi::U8>> workspace, ffi::RemainingRets results) {
+  const auto shape = x.dimensions();
+  if (shape.size() != 2) return wrong("packed: x isn't a matrix");
+  const Activations a(shape[0], shape[1], workspace->typed_data());
+  if (static_cast<int64_t>(workspace->element_count()) < a.workspace_bytes()) {
+    return wrong("packed: too little working memory");
+  }
+  if (results.size() == 0 || weights.size() != 2 * results.size()) {
+    return wrong("packed: wrong number of weights");
+  }
+  const PackedTable& table = kernels().packed;
+  if (x.element_type() == ffi::F32) {
+    return packed_matmul_of<float>(pool, x, a, weights, results, table.quantize, table.multiply_few,
+                                   table.multiply_many);
+  }
+  if (x.element_type() == ffi::BF16) {
+    return packed_matmul_of<uint16_t>(pool, x, a, weights, results, table.quantize_bfloat16,
+                                      table.multiply_few_bfloat16, table.multiply_many_bfloat16);
+  }
+  return wrong("packed: neither float32 nor bfloat16");
+}
+
+}  // namespace
+}  // namespace bitttt
+
+// clang-format off
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    packed_matmul, bitttt::packed_matmul,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+        .Arg<ffi::AnyBuffer>().RemainingArgs()                    // x; codes and scale of each weight
+        .Ret<ffi::Buffer<ffi::U8>>().RemainingRets());            // working memory; products
+// clang-format on

@@ -1,0 +1,61 @@
+#include "table.h"
+
+#include "bytes.h"
+#include "quantize.h"
+#include "vector.h"
+
+namespace bitttt {
+namespace {
+
+constexpr int64_t kGroup = 4;  // table rows that are multiplied together
+// How many bytes ahead of their use codes are fetched into the nearest cache, and into the second.
+constexpr int64_t kSoon = 5 * 1024, kLater = 10 * 1024;
+
+template <typename T>
+void quantize(const T* x, const TableInput& in, int64_t m) {
+  const float largest = largest_magnitude(x, in.width);
+  int8_t* codes = in.codes + m * in.width;
+  quantize_chunk(x, in.width, kInt8Max / largest, codes);
+  if (kOffset) {
+    for (int64_t i = 0; i < in.width; ++i) codes[i] = static_cast<int8_t>(codes[i] ^ -128);
+  }
+  in.scale[m] = largest * (1.0f / kInt8Max);
+}
+
+template <int kCount>
+inline void multiply_group(const TableInput& in, const TableRows& t, int64_t n) {
+  const int8_t* codes = t.codes + n * in.width;
+  for (int64_t m = 0; m < in.rows; ++m) {
+    const int8_t* x = in.codes + m * in.width;
+    Sums sums[kCount] = {}, offsets[kCount] = {};
+    for (int64_t at = 0; at < in.width; at += kWidth) {
+      const Bytes values = load_bytes(x + at);
+      for (int64_t r = 0; r < kCount; ++r) {
+        const int8_t* p = codes + r * in.width + at;
+        if (m == 0 && at % 64 == 0) {
+          __builtin_prefetch(p + kSoon, 0, 3);
+          __builtin_prefetch(p + kLater, 0, 2);
+        }
+        const Bytes row = load_bytes(p);
+        sums[r] = dot_signed(sums[r], values, row);
+        if (kOffset) offsets[r] = dot_signed(offsets[r], splat_offset(), row);
+      }
+    }
+    for (int64_t r = 0; r < kCount; ++r) {
+      const int32_t exact = total(subtract(sums[r], offsets[r]));
+      t.y[m * t.stride + n + r] = static_cast<float>(exact) * (in.scale[m] * t.scale[n + r]);
+    }
+  }
+}
+
+void multiply(const TableInput& in, const TableRows& t) {
+  int64_t n = t.first;
+  for (; n + kGroup <= t.last; n += kGroup) multiply_group<kGroup>(in, t, n);
+  for (; n < t.last; ++n) multiply_group<1>(in, t, n);
+}
+
+}  // namespace
+
+extern const TableTable TABLE(table) = {quantize<float>, quantize<uint16_t>, multiply};
+
+}  // namespace bitttt

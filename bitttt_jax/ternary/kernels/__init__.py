@@ -1,0 +1,1 @@
+"""Implementations of the packed product: `xla` is the contract of the others."""

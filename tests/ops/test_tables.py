@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitttt_jax import native
+from bitttt_jax.errors import ConfigError
+from bitttt_jax.ops import tables
+
+# Rows, width, entries.
+SHAPES = [(1, 64, 9), (3, 128, 4), (2, 192, 1), (20, 2560, 33), (1, 256, 1000)]
+IMPLEMENTATIONS = [
+    "xla",
+    pytest.param(
+        "cpu", marks=pytest.mark.skipif(native.instruction_set() is None, reason="not compiled")
+    ),
+]
+
+
+def inputs(N: int, D: int, V: int, dtype="float32"):
+    rng = np.random.default_rng([N, D, V])
+    table = rng.normal(size=(V, D)) * 10 ** rng.uniform(-2, 2, (V, 1))
+    return jnp.asarray(rng.normal(size=(N, D)), dtype), table.astype(np.float32)
+
+
+def integer_reference(x, table: tables.QuantizedTable) -> np.ndarray:
+    rows = np.asarray(x.astype(jnp.float32))
+    largest = np.abs(rows).max(-1, keepdims=True)
+    codes = np.round(rows * (np.float32(127) / largest)).astype(np.int32)
+    sums = codes @ np.asarray(table.codes).astype(np.int32).T
+    return sums.astype(np.float32) * (largest * np.float32(1 / 127) * np.asarray(table.scale))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_are_those_of_the_integers(implementation, dtype, shape):
+    x, values = inputs(*shape, dtype)
+    table = tables.quantize_table(values)
+    y = jax.jit(lambda x, t: tables.project(x, t, implementation=implementation))(x, table)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, integer_reference(x, table))
+
+
+def test_rounding_costs_half_a_step_at_most():
+    _, values = inputs(1, 256, 50)
+    table = tables.quantize_table(values)
+    rows = tables.look_up(table, jnp.array([[3, 7], [49, 0]]))
+    assert rows.shape == (2, 2, 256)
+    error = np.abs(np.asarray(rows[1, 0]) - values[49])
+    assert error.max() <= np.abs(values[49]).max() / 127 * 0.5001
+    assert np.asarray(table.codes).min() >= -127  # what the kernels count on
+
+
+def test_a_table_of_floats_is_multiplied_as_it_is():
+    x, values = inputs(3, 64, 5)
+    np.testing.assert_array_equal(tables.look_up(values, jnp.array([4])), values[[4]])
+    np.testing.assert_allclose(tables.project(x, jnp.asarray(values)), x @ values.T, rtol=1e-4)
+
+
+def test_the_kernel_refuses_widths_that_it_does_not_take():
+    x, values = inputs(1, 40, 3)
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        tables.project(x, tables.quantize_table(values), implementation="cpu")
