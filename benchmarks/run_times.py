@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from bitttt_jax.runs.directory import RunDirectory
 
-_FUNCTIONS = ("train_step", "eval_step")
-
 
 def compile_seconds(run: RunDirectory) -> float:
     """Seconds in which the newest start of a run traced and compiled its steps."""
-    return sum(event["seconds"] for event in _newest_compilations(run))
+    return sum(event["seconds"] for event in _newest_compilations(run).values())
 
 
 def start_phases(run: RunDirectory, launched: float, first_row: float) -> dict[str, float]:
@@ -25,7 +23,7 @@ def start_phases(run: RunDirectory, launched: float, first_row: float) -> dict[s
       first_row: `t` of that row.
     """
     has_data = (run.path / "tokenizer.json").stat().st_mtime
-    compiled = max(event["t"] for event in _newest_compilations(run))
+    compiled = _newest_compilations(run)["train_step"]["t"]
     return {
         "import_and_open_data_s": has_data - launched,
         "compile_s": compiled - has_data,
@@ -33,7 +31,6 @@ def start_phases(run: RunDirectory, launched: float, first_row: float) -> dict[s
     }
 
 
-def _newest_compilations(run: RunDirectory) -> list[dict[str, float]]:
+def _newest_compilations(run: RunDirectory) -> dict[str, dict[str, float]]:
     events, _ = run.read_events()
-    newest = {event["function"]: event for event in events if event["kind"] == "compile"}
-    return [newest[function] for function in _FUNCTIONS]
+    return {event["function"]: event for event in events if event["kind"] == "compile"}

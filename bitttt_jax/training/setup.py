@@ -158,7 +158,7 @@ def make_mesh(config: TrainConfig) -> Mesh:
 
 
 def compile_steps(config: TrainConfig, mesh: Mesh, run: RunDirectory, console: Console) -> Compiled:
-    """Compiles train and eval step for the run's only shapes.
+    """Compiles the train step for the run's only shapes, and the eval step when it is first used.
 
     Args:
       config: the run's, its vocabulary size known.
@@ -197,15 +197,18 @@ def compile_steps(config: TrainConfig, mesh: Mesh, run: RunDirectory, console: C
     seq_len = config.data.seq_len
     with jax.set_mesh(mesh):
         compiled_train = compile_one("train_step", train, abstract, train_feed.abstract(seq_len))
-        compiled_eval = compile_one(
-            "eval_step", evaluate, abstract.params, eval_feed.abstract(seq_len)
-        )
     run.update(phase="")
+
+    @functools.cache
+    def compiled_eval() -> Any:
+        with jax.set_mesh(mesh):
+            return compile_one("eval_step", evaluate, abstract.params, eval_feed.abstract(seq_len))
+
     return Compiled(
         mesh=mesh,
         state_shardings=state_shardings,
         train_step=compiled_train,
-        eval_step=compiled_eval,
+        eval_step=lambda params, batch: compiled_eval()(params, batch),
         train_feed=train_feed,
         eval_feed=eval_feed,
         state_bytes=_bytes_per_device(abstract, state_shardings),
