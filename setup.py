@@ -18,9 +18,10 @@ HANDLERS = (
     "convolution_handlers.cc",
     "packed_handlers.cc",
     "table_handlers.cc",
+    "attention_handlers.cc",
     "memory_handlers.cc",
 )
-FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc")
+FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc", "attention.cc")
 BYTES = ("packed.cc", "table.cc")
 BOTH = (*FLOAT, *BYTES)
 AVX2 = ["-mavx2", "-mfma"]

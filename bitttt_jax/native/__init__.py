@@ -29,6 +29,7 @@ _TARGETS = (
     "ttt_backward",
     "packed_matmul",
     "table_matmul",
+    "cached_attention",
     "read_memory",
 )
 

@@ -6,7 +6,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from bitttt_jax import native
 from bitttt_jax.ops.product import matmul, matmul_transposed
 
 # Rows of scores that exist at once, and the number of distinct (compiled) key ranges.
@@ -15,6 +17,9 @@ MAX_SPANS = 8
 # Up to this length the backward pass keeps the attention weights; beyond, it recomputes them.
 SAVED_TOKENS = 512
 _MASKED = -1e30
+# What the native kernel for caches takes: tokens of a call, heads, and their width. It divides a
+# cache into parts of at least so many slots, and at most so many parts.
+_KERNEL_TOKENS, _KERNEL_HEADS, _KERNEL_WIDTH, _PART_SLOTS, _PARTS = 8, 128, 256, 64, 8
 
 
 def _attend(q_BGRK, k_BGSK, v_BGSK, allowed_BRS):
@@ -107,6 +112,8 @@ def cached_attention(
     q_position_BT: jax.Array,
     k_position_BS: jax.Array,
     window: int = 0,
+    *,
+    implementation: native.Choice = "auto",
 ) -> jax.Array:
     """Attention over a cache whose slots hold the keys of arbitrary positions.
 
@@ -117,16 +124,32 @@ def cached_attention(
       q_position_BT: position of each query.
       k_position_BS: position of each cached key; negative for an empty slot.
       window: how many latest tokens are seen, the token itself included; 0 for all.
+      implementation: `cpu` takes few tokens at a time, and isn't differentiable.
 
     Returns:
       `[B, T, H, K]` in the type of `q_BTHK`.
+
+    Raises:
+      ConfigError: the implementation asked for doesn't run here.
     """
-    T, G = q_BTHK.shape[1], k_BSGK.shape[2]
+    (B, T, H, K), (_, S, G, _) = q_BTHK.shape, k_BSGK.shape
+    fits = T <= _KERNEL_TOKENS and K % 16 == 0 and K <= _KERNEL_WIDTH and H <= _KERNEL_HEADS
+    fits &= q_BTHK.dtype == k_BSGK.dtype and q_BTHK.dtype in (jnp.float32, jnp.bfloat16)
+    needs = f"at most {_KERNEL_TOKENS} tokens and heads whose width is a multiple of 16"
+    if native.choose(implementation, fits, needs) == "cpu":
+        parts = B * T * min(-(-S // _PART_SLOTS), _PARTS)
+        results = (
+            jax.ShapeDtypeStruct((parts * H * (K + 2),), jnp.float32),  # working memory
+            jax.ShapeDtypeStruct(q_BTHK.shape, q_BTHK.dtype),
+        )
+        call = jax.ffi.ffi_call("bitttt_cached_attention", results, vmap_method="sequential")
+        positions = (q_position_BT.astype(jnp.int32), k_position_BS.astype(jnp.int32))
+        return call(q_BTHK, k_BSGK, v_BSGK, *positions, window=np.int64(window))[1]
     age_BTS = q_position_BT[:, :, None] - k_position_BS[:, None, :]
     allowed = (k_position_BS[:, None, :] >= 0) & (age_BTS >= 0)
     if window:
         allowed &= age_BTS < window
-    allowed = jnp.tile(allowed, (1, q_BTHK.shape[2] // G, 1))
+    allowed = jnp.tile(allowed, (1, H // G, 1))
     q = _split_heads(q_BTHK, G)
     k, v = k_BSGK.swapaxes(1, 2).astype(q.dtype), v_BSGK.swapaxes(1, 2).astype(q.dtype)
     return _merge_heads(_attend(q, k, v, allowed), T)

@@ -7,10 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bitttt_jax import native
 from bitttt_jax.ops.attention import cached_attention, self_attention
 
+# Rows, tokens, heads, groups, width, slots, window: what the native kernel takes.
+CACHES = [
+    (1, 1, 4, 1, 64, 700, 0),
+    (2, 3, 6, 2, 16, 300, 0),
+    (1, 8, 5, 5, 128, 256, 40),
+    (2, 1, 16, 1, 48, 33, 7),
+    (1, 2, 7, 1, 256, 257, 0),
+]
+
 attend = jax.jit(self_attention, static_argnames="window")
-attend_cache = jax.jit(cached_attention, static_argnames="window")
+attend_cache = jax.jit(cached_attention, static_argnames=("window", "implementation"))
 
 
 def inputs(B: int, T: int, H: int, G: int, K: int = 4) -> list[np.ndarray]:
@@ -110,3 +120,34 @@ def test_a_cache_in_any_order_equals_a_row(H, G, window):
     at = np.array([3, 8])
     o = read(q[np.arange(2), at][:, None], *cached, at[:, None], position_BS)
     assert_close(o[:, 0], expected[np.arange(2), at])
+
+
+@pytest.mark.skipif(native.instruction_set() is None, reason="not compiled")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("B", "T", "H", "G", "K", "slots", "window"),
+    CACHES,
+)
+def test_the_native_kernel_reads_a_cache_as_xla_does(B, T, H, G, K, slots, window, dtype):
+    rng = np.random.default_rng([B, T, H])
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    filled = slots - slots // 3
+    order = np.stack([rng.permutation(slots) for _ in range(B)])
+    k_position = np.where(order < filled, order, -1)
+    q_position = np.stack([rng.permutation(filled)[:T] for _ in range(B)])
+    arguments = 2 * normal(B, T, H, K), normal(B, slots, G, K), normal(B, slots, G, K)
+    found, expected = (
+        attend_cache(
+            *arguments, q_position, k_position, window=window, implementation=implementation
+        ).astype(jnp.float32)
+        for implementation in ("cpu", "xla")
+    )
+    # XLA rounds scaled queries and weights to bfloat16, the kernel only what it reads and returns.
+    np.testing.assert_allclose(found, expected, atol=2e-5 if dtype == "float32" else 0.03)
+
+
+@pytest.mark.skipif(native.instruction_set() is None, reason="not compiled")
+def test_the_native_kernel_of_a_token_that_sees_nothing():
+    q, k, v = (jnp.ones((1, 1, 1, 16)) for _ in range(3))
+    o = attend_cache(q, k, v, np.array([[3]]), np.array([[-1]]), implementation="cpu")
+    np.testing.assert_array_equal(o, 0)

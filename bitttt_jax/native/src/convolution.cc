@@ -5,24 +5,6 @@
 namespace bitttt {
 namespace {
 
-typedef uint16_t Half __attribute__((vector_size(2 * LANES)));
-typedef uint16_t UnalignedHalf __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t Word __attribute__((vector_size(4 * LANES)));
-
-inline Vector load(const uint16_t* p) {
-  const Half half = *reinterpret_cast<const UnalignedHalf*>(p);
-  return reinterpret_cast<Vector>(__builtin_convertvector(half, Word) << 16);
-}
-
-// Rounds to nearest, ties to even.
-inline void store(uint16_t* p, Vector x) {
-  const Word bits = reinterpret_cast<Word>(x);
-  const Word rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const Word not_a_number = reinterpret_cast<Word>(x != x);
-  const Word result = (not_a_number & 0x7fc00000) | (~not_a_number & rounded);
-  *reinterpret_cast<UnalignedHalf*>(p) = __builtin_convertvector(result >> 16, Half);
-}
-
 // Earlier tokens of its row that token t sees.
 template <typename T>
 inline int64_t reach(const Convolution<T>& c, int64_t t) {

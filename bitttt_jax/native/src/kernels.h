@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "attention.h"
 #include "convolution.h"
 #include "packed.h"
 #include "table.h"
@@ -13,6 +14,7 @@ struct Kernels {
   const char* instruction_set;
   const TttTable &ttt_linear, &ttt_mlp;
   const ConvolutionTable& convolution;
+  const AttentionTable& attention;
   PackedTable packed;
   const TableTable& table;
 };

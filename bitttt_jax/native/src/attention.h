@@ -1,0 +1,30 @@
+// Attention of a token to a cache: ops.attention.cached_attention.
+
+#pragma once
+
+#include <cstdint>
+
+namespace bitttt {
+
+constexpr int64_t kMostWidth = 256, kMostHeads = 128;
+
+// All heads over some slots; T is float or uint16_t, which stands for bfloat16. A slot has a key
+// and a value for every group of heads.
+template <typename T>
+struct Attention {
+  int64_t groups, queries, width, slots;  // queries: heads of a group
+  const T *query, *key, *value;           // [groups, queries, width], [slots, groups, width]
+  const int32_t* key_position;            // negative for an empty slot
+  int32_t query_position, window;
+  // Of each head: the largest score, the sum of exp(score - largest), and of the values times that.
+  float *most, *total, *sum;
+};
+
+struct AttentionTable {
+  void (*attend)(const Attention<float>&);
+  void (*attend_bfloat16)(const Attention<uint16_t>&);
+};
+
+extern const AttentionTable attention_avx512, attention_avx2, attention_neon, attention_baseline;
+
+}  // namespace bitttt
