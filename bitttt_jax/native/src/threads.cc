@@ -102,7 +102,7 @@ Parts Parts::equal(int64_t total, int64_t size) {
 
 Parts Parts::large_first(int64_t total, int64_t threads) {
   Parts parts;
-  for (int64_t i = 0; i < threads; ++i) parts.add(total, total * 3 / (4 * threads) / 4 * 4);
+  for (int64_t i = 0; i < threads; ++i) parts.add(total, total * 7 / (8 * threads) / 4 * 4);
   while (parts.firsts_.back() < total) parts.add(total, total / (16 * threads) / 4 * 4);
   return parts;
 }
