@@ -159,11 +159,12 @@ def as_array(values: np.ndarray) -> jax.Array:
 
 
 def _readable(params: Params) -> Params:
-    """Ternary weights in the layout that products read fastest."""
+    """Ternary weights in the layout that the kernel of this backend reads."""
     is_packed = lambda leaf: isinstance(leaf, PackedTernary)
-    convert = jax.jit(lambda leaf: convert_layout(leaf, "i2_s"))
+    wanted: Layout = "rows4" if jax.default_backend() == "tpu" else "i2_s"
+    convert = jax.jit(lambda leaf: convert_layout(leaf, wanted))
     return jax.tree.map(
-        lambda leaf: convert(leaf) if is_packed(leaf) and leaf.layout != "i2_s" else leaf,
+        lambda leaf: convert(leaf) if is_packed(leaf) and leaf.layout != wanted else leaf,
         params,
         is_leaf=is_packed,
     )

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bitttt_jax import native
-from bitttt_jax.ternary.kernels import cpu, xla
+from bitttt_jax.errors import ConfigError
+from bitttt_jax.ternary.kernels import cpu, pallas_tpu, xla
 from bitttt_jax.ternary.packing import PackedTernary, unpack
 
-_KERNELS = {"xla": xla.matmul, "cpu": cpu.matmul}
+Choice = native.Choice | Literal["pallas_tpu"]
+
+_KERNELS = {"xla": xla.matmul, "cpu": cpu.matmul, "pallas_tpu": pallas_tpu.matmul}
 
 
 def matmul(
     x: jax.Array,
     weights: Sequence[PackedTernary],
     *,
-    implementation: native.Choice = "auto",
+    implementation: Choice = "auto",
 ) -> tuple[jax.Array, ...]:
     """Products of activations, rounded to int8 a row, and ternary weights.
 
@@ -31,8 +35,8 @@ def matmul(
 
     Args:
       x: activations `[M, K]`.
-      weights: of K inputs each, in one layout. `cpu` wants `i2_s`.
-      implementation: what computes it.
+      weights: of K inputs each. `cpu` wants the layout `i2_s`, `pallas_tpu` `rows4`.
+      implementation: what computes it; `auto` takes a kernel where one fits, on a single device.
 
     Returns:
       `[M, N]` in the type of `x` for each of the weights.
@@ -49,9 +53,25 @@ def matmul(
     for weight in weights:
         if x.ndim != 2 or weight.codes.ndim != 2 or x.shape[1] != weight.shape[0]:
             raise ValueError(f"x is {x.shape} and a weight {weight.shape}")
+    return _matmul(x, weights, _choose(implementation, x, weights))
+
+
+def _choose(asked: Choice, x: jax.Array, weights: tuple[PackedTernary, ...]) -> str:
+    if asked == "pallas_tpu" or (asked == "auto" and jax.default_backend() == "tpu"):
+        # The partitioner can't divide a kernel.
+        is_one_device = jax.sharding.get_abstract_mesh().size <= 1
+        if is_one_device and all(map(pallas_tpu.takes, weights)):
+            return "pallas_tpu"
+        if asked == "pallas_tpu":
+            raise ConfigError(
+                "the Pallas kernel can't be used here",
+                "it needs a single device, and weights in the layout `rows4` whose widths are "
+                "multiples of 128",
+                "implementation=auto",
+            )
     fits = x.dtype in cpu.DTYPES and all(weight.layout == "i2_s" for weight in weights)
     needs = "float32 or bfloat16 activations and weights in the layout `i2_s`"
-    return _matmul(x, weights, native.choose(implementation, fits, needs))
+    return native.choose(asked, fits, needs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
