@@ -87,7 +87,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                 raise ValueError("the header's length is impossible")
             header = json.loads(file.read(length))
             data = large_buffer(size - 8 - length)
-            if file.readinto(data) != len(data):
+            if file.readinto(data.data) != len(data):
                 raise ValueError("it became shorter while it was read")
         metadata = header.pop("__metadata__", {})
         tensors = {name: _tensor(data, entry) for name, entry in header.items()}
