@@ -191,6 +191,18 @@ def test_what_does_not_fit_is_left_to_xla_or_refused():
         read(*arguments, "cpu", 0)
 
 
+@needs_kernels
+def test_a_library_for_a_later_xla_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    """Made known to an older one, XLA would have no CPU at all."""
+    assert native._interface_version() > 0
+    monkeypatch.setattr(native, "_interface_version", lambda: 0)
+    native.instruction_set.cache_clear()
+    try:
+        assert native.instruction_set() is None
+    finally:
+        native.instruction_set.cache_clear()
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """As where no compiler was found, and where another program's file lies in its place."""
     for content in (None, b"not a library"):

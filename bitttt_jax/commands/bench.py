@@ -26,8 +26,7 @@ class Flags:
     """
 
     config: str = ""
-    """Shape: a preset or a configuration; its weights are random. Its vocabulary size must be set,
-    as in the bitnet presets."""
+    """Shape: a preset or a configuration; its weights are random."""
     model: str = ""
     """Or a trained model: a packed model or a run directory."""
     table: Literal["exact", "int8"] = "int8"
@@ -42,6 +41,11 @@ class Flags:
     """Numbers of sequences at once, separated by commas."""
     context: str = ""
     """More context lengths after which a step is timed, separated by commas."""
+    kernels: bool = False
+    """Measure products with the model's packed weights too, one after the other: with one row of
+    activations, which is limited by memory, and with as many as the prompt has tokens."""
+    vocab_size: int = 0
+    """With --config: size of the vocabulary, where the configuration leaves it to a tokenizer."""
     json: str = ""
     """File for the numbers."""
 
@@ -54,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> None:
     flags = tyro.cli(Flags, args=list(argv), prog="bitttt bench", use_underscores=True)
     batches, contexts = _numbers("batch", flags.batch), _numbers("context", flags.context)
+    if flags.vocab_size < 0 or (flags.vocab_size and flags.model):
+        raise ConfigError("--vocab_size must be positive, and goes with --config")
     for name in ("prefill", "decode"):
         if getattr(flags, name) < 2:
             raise ConfigError(f"--{name} must be at least 2, got {getattr(flags, name)}")
@@ -96,12 +102,42 @@ def _main(argv: Sequence[str]) -> None:
             )
             _print("decode", context, batch, batch, step)
             print(f"            {read / 1e6:8.1f} MB a step, {share:.0%} of the memory's rate")
+    if flags.kernels:
+        result["kernels"] = [
+            _kernel(shape, weights, flags.prefill, bandwidth)
+            for shape, weights in speed.packed_weights(params).items()
+        ]
     result["resident_bytes"] = _resident_bytes()
     print(f"resident    {result['resident_bytes'] / 2**20:8.0f} MiB")
     if flags.json:
         from bitttt_jax.runs.files import write_atomically
 
         write_atomically(Path(flags.json), json.dumps(result, indent=2) + "\n")
+
+
+def _kernel(
+    shape: tuple[int, int], weights: list[Any], rows: int, bandwidth: float
+) -> dict[str, Any]:
+    from bitttt_jax.inference import speed
+
+    one, many = (speed.product_seconds(weights, count) for count in (1, rows))
+    rate = weights[0].codes.nbytes / one.median
+    operations = 2 * rows * shape[0] * shape[1] / many.median
+    share = f", {rate / bandwidth:.0%} of the memory's rate" if bandwidth else ""
+    print(
+        f"product     {shape[0]:,} x {shape[1]:,}: {rate / 1e9:.1f} GB/s with 1 row{share}; "
+        f"{operations / 1e9:,.0f} GOP/s with {rows:,}"
+    )
+    return {
+        "inputs": shape[0],
+        "outputs": shape[1],
+        "weights": len(weights),
+        "gb_per_s": rate / 1e9,
+        "rows": rows,
+        "gop_per_s": operations / 1e9,
+        "one_row_s": dataclasses.asdict(one),
+        "many_rows_s": dataclasses.asdict(many),
+    }
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -132,10 +168,12 @@ def _model(flags: Flags) -> tuple[Any, Any]:
         model = load_model(flags.model)
         return model.config.model, model.params
     config = load_config(flags.config).model
+    if flags.vocab_size:
+        config = dataclasses.replace(config, vocab_size=flags.vocab_size)
     if not config.vocab_size:
         raise ConfigError(
             f"--config={flags.config} has no vocabulary size: its tokenizer is trained",
-            fix="--config=bitnet_2b4t, or --model with a trained model",
+            fix="--vocab_size=32000, or --model with a trained model",
         )
     return config, speed.random_params(config, flags.table)
 

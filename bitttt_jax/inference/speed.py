@@ -19,6 +19,8 @@ from bitttt_jax.data.safetensors import ALIGNMENT
 from bitttt_jax.inference import generate, packed_model
 from bitttt_jax.models import packed, parameters
 from bitttt_jax.models.packed import TableType
+from bitttt_jax.ternary.matmul import matmul
+from bitttt_jax.ternary.packing import PackedTernary
 
 _CHUNK = 256 * 1024  # of the native kernel that reads memory
 _MEMORY_BYTES = 512 * 2**20
@@ -103,6 +105,30 @@ def memory_bandwidth(repeats: int = 7) -> float:
     result = jax.ShapeDtypeStruct((_MEMORY_BYTES // _CHUNK,), jnp.uint8)
     read = jax.jit(jax.ffi.ffi_call("bitttt_read_memory", result))
     return _MEMORY_BYTES / min(_times(lambda: read(data), repeats))
+
+
+def product_seconds(weights: list[PackedTernary], rows: int, repeats: int = 7) -> Seconds:
+    """Mean time of a product of some rows of activations with each of many weights, in turn.
+
+    Args:
+      weights: of equal shapes. For the speed of memory, many more than the caches hold.
+      rows: of the activations.
+      repeats: how often the sequence is measured.
+    """
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, weights[0].shape[0])), jnp.bfloat16)
+    multiply = jax.jit(lambda x, weights: [matmul(x, [weight])[0] for weight in weights])
+    times = _times(lambda: multiply(x, weights), repeats)
+    return Seconds.of([seconds / len(weights) for seconds in times])
+
+
+def packed_weights(params: Any) -> dict[tuple[int, int], list[PackedTernary]]:
+    """All packed weights by their shape."""
+    is_packed = lambda leaf: isinstance(leaf, PackedTernary)
+    by_shape: dict[tuple[int, int], list[PackedTernary]] = {}
+    for leaf in jax.tree.leaves(params, is_leaf=is_packed):
+        if is_packed(leaf):
+            by_shape.setdefault(leaf.shape, []).append(leaf)
+    return by_shape
 
 
 def prefill_seconds(

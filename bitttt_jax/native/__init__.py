@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -44,13 +45,28 @@ def instruction_set() -> str | None:
     """
     try:
         library = ctypes.CDLL(str(LIBRARY))
+        # XLA would refuse a library of a later interface than its own when it makes its first
+        # device, and then have none at all.
+        if library.interface_version() > _interface_version():
+            return None
         for name in _TARGETS:
             handler = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(f"bitttt_{name}", handler, platform="cpu")
-    except (OSError, AttributeError, jax.errors.JaxRuntimeError):
+    except (OSError, AttributeError, TypeError, jax.errors.JaxRuntimeError):
         return None
     library.instruction_set.restype = ctypes.c_char_p
     return library.instruction_set().decode()
+
+
+def _interface_version() -> int:
+    """Of the XLA that is installed, numbered as in `kernels.cc`."""
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    text = header.read_text()
+    major, minor = (
+        int(re.search(rf"#define XLA_FFI_API_{part} (\d+)", text)[1])  # type: ignore[index]
+        for part in ("MAJOR", "MINOR")
+    )
+    return 1000 * major + minor
 
 
 def choose(asked: Choice, fits: bool, needs: str) -> Implementation:

@@ -28,8 +28,9 @@ def matmul(
 ) -> tuple[jax.Array, ...]:
     """Products of activations, rounded to int8 a row, and ternary weights.
 
-    The integers are multiplied and summed exactly, then scaled in float32: all implementations
-    agree bit for bit with each other and with `latent.int8_matmul` (arXiv:2402.17764, section 2).
+    The integers are multiplied and summed exactly, then scaled in float32, as in
+    `latent.int8_matmul` (arXiv:2402.17764, section 2): implementations differ by the last float's
+    rounding at most.
     Differentiable in `x` once, in reverse, straight through the rounding; the weights are
     constants.
 

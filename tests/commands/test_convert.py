@@ -73,10 +73,16 @@ def test_evaluation_of_a_packed_model(
 
 
 def test_bench_of_a_packed_model(packed_folder: Path, tmp_path: Path, capsys: Captured):
-    flags = ["--prefill=4", "--decode=2", "--batch=1,2", "--context=8"]
+    flags = ["--prefill=4", "--decode=2", "--batch=1,2", "--context=8", "--kernels"]
     file = tmp_path / "bench.json"
     assert bench.main([f"--model={packed_folder}", *flags, f"--json={file}"]) == ExitCode.OK
-    runs = json.loads(file.read_text())["runs"]
+    result = json.loads(file.read_text())
+    assert {(k["inputs"], k["outputs"]) for k in result["kernels"]} == {
+        (16, 16),
+        (16, 32),
+        (32, 16),
+    }
+    runs = result["runs"]
     assert [(r["what"], r["batch"]) for r in runs] == [
         ("prefill", 1), ("decode", 1), ("decode", 1), ("prefill", 2), ("decode", 2)
     ]  # fmt: skip
@@ -90,6 +96,7 @@ def test_bench_of_a_packed_model(packed_folder: Path, tmp_path: Path, capsys: Ca
         (["--config=bitnet_2b4t", "--model=x"], "not both"),
         ([], "not both"),
         (["--config=quickstart"], "no vocabulary size"),
+        (["--model=x", "--vocab_size=9"], "goes with --config"),
         (["--model=x", "--batch=0"], "--batch must be positive"),
         (["--model=x", "--threads=4096"], "--threads=4096"),
         (["--model=x", "--decode=1"], "--decode must be at least 2"),

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "xla/ffi/api/c_api.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -88,6 +90,9 @@ const Kernels& kernels() {
 }
 
 }  // namespace bitttt
+
+// The version of XLA's interface that the library was compiled for: later ones take it too.
+extern "C" int interface_version() { return 1000 * XLA_FFI_API_MAJOR + XLA_FFI_API_MINOR; }
 
 // The instruction set in use.
 extern "C" const char* instruction_set() { return bitttt::kernels().instruction_set; }

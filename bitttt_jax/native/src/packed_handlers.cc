@@ -76,7 +76,7 @@ ffi::Error packed_matmul_of(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, cons
   for (size_t i = 0; i < results.size(); ++i) {
     const auto codes = args.get<ffi::Buffer<ffi::U8>>(2 * i);
     const auto scale = args.get<ffi::Buffer<ffi::F32>>(2 * i + 1);
-    const auto y = results.get<ffi::AnyBuffer>(i);
+    auto y = results.get<ffi::AnyBuffer>(i);
     if (codes.has_error() || scale.has_error() || y.has_error()) {
       return wrong("packed: codes that aren't uint8, or a scale that isn't float32");
     }
