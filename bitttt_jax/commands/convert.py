@@ -6,10 +6,11 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from bitttt_jax.commands.progress import show_progress
 from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Flags:
     """How ternary weights lie in the file: `i2_s` (2 bits, read by the CPU kernels where it lies),
     `rows4` (2 bits, for TPUs), `base3` (1.6 bits, unpacked when it is loaded)."""
     table: Literal["exact", "int8"] = "exact"
-    """Embedding and output head: `exact`, in the type they are computed in, or `int8`."""
+    """Embedding and output head: `exact`, in the type they are computed in, or `int8`; then the
+    loss of the held-out text is measured before and after."""
     step: int | None = None
     """Training step of the checkpoint; the newest one by default."""
 
@@ -74,7 +76,31 @@ def _main(argv: Sequence[str]) -> None:
     )
     latent = sum(packed.byte_counts(model.params).values())
     print(_sizes(sizes, latent))
+    if flags.table != "exact":
+        print(_effect(Path(flags.source), model, params))
     print(f"{destination}  step {model.step}, {time.perf_counter() - started:.1f} s")
+
+
+def _effect(run: Path, model: LoadedModel, params: Any) -> str:
+    """What packing does to the loss of the text that the run held out."""
+    from bitttt_jax.data.manifest import MANIFEST_FILE, Manifest
+    from bitttt_jax.training.evaluate import measure
+    from bitttt_jax.training.setup import open_split
+
+    folder = run / "data"
+    if not (folder / MANIFEST_FILE).is_file() or not Manifest.load(folder).split("validation"):
+        return "(its effect isn't measured: the run has no held-out text)"
+    splits = [open_split(model.config, folder, "validation")]
+    with show_progress() as progress:
+        before, after = (
+            measure(model.config, p, splits, lambda done, total: progress("evaluate", done, total))
+            for p in (model.params, params)
+        )
+    return (
+        f"held-out loss      {before.loss:.4f} before, {after.loss:.4f} packed "
+        f"({after.loss - before.loss:+.4f}, standard error of either {before.standard_error:.4f})\n"
+        f"perplexity         {before.perplexity:.2f} before, {after.perplexity:.2f} packed"
+    )
 
 
 def _sizes(sizes: dict[str, int], latent: int) -> str:

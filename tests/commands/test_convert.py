@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,11 @@ def test_quantised_tables(trained_run: Path, tmp_path: Path, capsys: Captured):
     assert convert.main([str(trained_run), str(tmp_path / "m"), "--table=int8"]) == ExitCode.OK
     tensors, _ = safetensors.read(tmp_path / "m" / packed_model.WEIGHTS_FILE)
     assert tensors["embed/embedding/codes"].dtype == np.int8
-    capsys.readouterr()
+    out = capsys.readouterr().out
+    before, after = map(
+        float, re.search(r"held-out loss +(\S+) before, (\S+) packed", out).groups()
+    )
+    assert before > 1 and abs(after - before) < 0.05
     assert text(capsys, tmp_path / "m").startswith("def ")
 
 
