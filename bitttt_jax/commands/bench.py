@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
+from bitttt_jax import __version__
 from bitttt_jax.errors import ConfigError, run_main
 
 
@@ -66,6 +70,7 @@ def _main(argv: Sequence[str]) -> None:
     if bool(flags.config) == bool(flags.model):
         raise ConfigError("one of --config and --model is needed, not both")
     _use_threads(flags.threads)
+    from bitttt_jax import native
     from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference import speed
 
@@ -78,6 +83,10 @@ def _main(argv: Sequence[str]) -> None:
     result: dict[str, Any] = {
         "model": flags.model or flags.config,
         "table": "" if flags.model else flags.table,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"bitttt_jax": __version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("jax", "jaxlib")},
+        "kernels_for": native.instruction_set(),
         "threads": len(os.sched_getaffinity(0)),
         "load_s": loaded,
         "memory_gb_per_s": bandwidth / 1e9,
