@@ -29,16 +29,20 @@ def step(x, w):
     return (jnp.cos(y @ w) * x) @ w + y
 
 x, w, faults = jnp.full((2**20, 10), 1e-3), jnp.eye(10), []
-for _ in range(12):
+for _ in range(60):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     x = jax.block_until_ready(step(x, w))
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(statistics.median(faults[4:]))
+print(statistics.median(faults[20:]))
 """
 
 
 def faults(mode: str) -> float:
-    """Page faults of a step, in most steps: the heap may still grow in a few."""
+    """Page faults of a step, in most of the later steps.
+
+    In the first ones buffers come to lie where none has lain before: which are free when another
+    is wanted depends on how the threads run.
+    """
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, mode],
         cwd=ROOT,
@@ -56,10 +60,9 @@ def faults(mode: str) -> float:
     reason="an option of glibc",
 )
 def test_freed_buffers_are_used_again():
-    before = faults("leave")
+    before, after = faults("leave"), faults("keep")
     assert before >= 10240  # at least one buffer of 40 MiB
-    # Now and then a process lays its buffers so that one of them has to grow in every step.
-    assert min(faults("keep") for _ in range(4)) < before / 20
+    assert after < before / 20
 
 
 def test_peak():
