@@ -6,6 +6,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = Path("bitttt_jax/native/src")
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-g0", "-Wall", "-Wextra"]
@@ -35,6 +36,7 @@ X86 = {
     "avxvnni": (8, [*AVX2, "-mavxvnni"], BYTES),
     "avx2": (8, AVX2, BOTH),
 }
+RECENT = ("amx", "avxvnni")  # left out where the compiler or the system doesn't know them
 ARM = {"neon": (4, ["-march=armv8.2-a+dotprod"], BOTH)}
 MACHINES = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 INSTRUCTION_SETS = {**MACHINES.get(platform.machine().lower(), {}), "baseline": (4, [], BOTH)}
@@ -56,9 +58,15 @@ class BuildKernels(build_ext):
             extra_postargs=COMMON + headers + flags,
             depends=ext.depends,
         )
-        objects = build(HANDLERS, "handlers", [], [])
+        objects, missing = [], []
         for name, (lanes, flags, sources) in INSTRUCTION_SETS.items():
-            objects += build(sources, name, [("SET", name), ("LANES", str(lanes))], flags)
+            try:
+                objects += build(sources, name, [("SET", name), ("LANES", str(lanes))], flags)
+            except CompileError:
+                if name not in RECENT:
+                    raise
+                missing.append((f"WITHOUT_{name.upper()}", None))
+        objects += build(HANDLERS, "handlers", missing, [])
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), target_lang="c++"
         )

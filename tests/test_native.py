@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +21,9 @@ from bitttt_jax.ops.norm import layer_norm
 from bitttt_jax.ttt.dual import dual
 from bitttt_jax.ttt.inner import NORM_EPS, FastNorm, token_scales
 from bitttt_jax.ttt.state import Learner, StreamState, Views
+from tests.kernels import needs_kernels
 
 ROOT = Path(__file__).parent.parent
-
-# Where there is a compiler the kernels must be there too.
-needs_kernels = pytest.mark.skipif(
-    native.instruction_set() is None and not any(map(shutil.which, ("c++", "g++", "clang++"))),
-    reason="no C++ compiler",
-)
 
 # Rows, tokens, heads, features, mini-batch, mini-batches between saved weights; for either model.
 TTT_SHAPES = [

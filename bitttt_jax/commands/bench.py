@@ -17,7 +17,7 @@ from typing import Any, Literal
 import tyro
 
 from bitttt_jax import __version__
-from bitttt_jax.errors import ConfigError, run_main
+from bitttt_jax.errors import ConfigError, DataError, run_main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +87,13 @@ def _main(argv: Sequence[str]) -> None:
         "versions": {"bitttt_jax": __version__, "python": platform.python_version()}
         | {name: metadata.version(name) for name in ("jax", "jaxlib")},
         "kernels_for": native.instruction_set(),
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": flags.threads or len(_cpus()),
         "load_s": loaded,
-        "memory_gb_per_s": bandwidth / 1e9,
+        "memory_gb_per_s": bandwidth and bandwidth / 1e9,
         "runs": [],
     }
-    print(f"memory      {bandwidth / 1e9:8.1f} GB/s can be read")
+    if bandwidth:
+        print(f"memory      {bandwidth / 1e9:8.1f} GB/s can be read")
     for batch in batches:
         prefill = speed.prefill_seconds(config, params, flags.prefill, batch)
         result["runs"].append(
@@ -102,15 +103,15 @@ def _main(argv: Sequence[str]) -> None:
         _print("prefill", flags.prefill, batch, flags.prefill * batch, prefill)
         for context in (flags.prefill, *contexts) if batch == batches[0] else (flags.prefill,):
             step = speed.decode_seconds(config, params, context, batch, flags.decode)
-            read = speed.bytes_per_token(config, params, context)
-            share = read / step.median / bandwidth if bandwidth else 0.0
+            read = speed.bytes_per_step(config, params, context, batch)
+            share = read / step.median / bandwidth if bandwidth else None
             result["runs"].append(
                 {"what": "decode", "context": context, "batch": batch, "bytes": read}
                 | dataclasses.asdict(step)
                 | {"share_of_bandwidth": share}
             )
             _print("decode", context, batch, batch, step)
-            print(f"            {read / 1e6:8.1f} MB a step, {share:.0%} of the memory's rate")
+            print(f"            {read / 1e6:8.1f} MB a step{_of_memory(share)}")
     if flags.kernels:
         result["kernels"] = [
             _kernel(shape, weights, flags.prefill, bandwidth)
@@ -119,20 +120,27 @@ def _main(argv: Sequence[str]) -> None:
     result["resident_bytes"] = _resident_bytes()
     print(f"resident    {result['resident_bytes'] / 2**20:8.0f} MiB")
     if flags.json:
-        from bitttt_jax.runs.files import write_atomically
+        _write(Path(flags.json), result)
 
-        write_atomically(Path(flags.json), json.dumps(result, indent=2) + "\n")
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    from bitttt_jax.runs.files import write_atomically
+
+    try:
+        write_atomically(path, json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise DataError(f"--json={path} can't be written", str(error)) from error
 
 
 def _kernel(
-    shape: tuple[int, int], weights: list[Any], rows: int, bandwidth: float
+    shape: tuple[int, int], weights: list[Any], rows: int, bandwidth: float | None
 ) -> dict[str, Any]:
     from bitttt_jax.inference import speed
 
     one, many = (speed.product_seconds(weights, count) for count in (1, rows))
     rate = weights[0].codes.nbytes / one.median
     operations = 2 * rows * shape[0] * shape[1] / many.median
-    share = f", {rate / bandwidth:.0%} of the memory's rate" if bandwidth else ""
+    share = _of_memory(rate / bandwidth if bandwidth else None)
     print(
         f"product     {shape[0]:,} x {shape[1]:,}: {rate / 1e9:.1f} GB/s with 1 row{share}; "
         f"{operations / 1e9:,.0f} GOP/s with {rows:,}"
@@ -159,13 +167,25 @@ def _numbers(name: str, text: str) -> list[int]:
     return numbers
 
 
+def _of_memory(share: float | None) -> str:
+    return "" if share is None else f", {share:.0%} of the memory's rate"
+
+
+def _cpus() -> list[int]:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def _use_threads(count: int) -> None:
     """Restricts this process to some CPUs, by which XLA sizes its pools when it starts."""
-    allowed = sorted(os.sched_getaffinity(0))
-    if not 0 <= count <= len(allowed):
-        raise ConfigError(f"--threads={count}, and this process has {len(allowed)} CPUs")
+    if not 0 <= count <= len(_cpus()):
+        raise ConfigError(f"--threads={count}, and this process has {len(_cpus())} CPUs")
     if count:
-        os.sched_setaffinity(0, allowed[:count])
+        if not hasattr(os, "sched_setaffinity"):
+            raise ConfigError("--threads works on Linux only")
+        os.sched_setaffinity(0, _cpus()[:count])
 
 
 def _model(flags: Flags) -> tuple[Any, Any]:

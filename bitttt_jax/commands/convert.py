@@ -131,5 +131,5 @@ A language model with ternary weights, packed by bitttt_jax for inference.
 | bytes: embedding and output head | {sizes["tables"]:,} |
 | bytes: everything else | {sizes["other"]:,} |
 
-    bitttt generate --model={flags.destination} --prompt="..."
+    bitttt generate --model={Path(flags.destination).name} --prompt="..."
 """

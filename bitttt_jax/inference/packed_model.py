@@ -19,7 +19,7 @@ from bitttt_jax.config_loading import load_config, to_json
 from bitttt_jax.data import safetensors
 from bitttt_jax.data.manifest import TOKENIZER_FILE
 from bitttt_jax.data.tokenizers import Tokenizer
-from bitttt_jax.errors import ConfigError, DataError
+from bitttt_jax.errors import DataError
 from bitttt_jax.models import packed, parameters, transformer
 from bitttt_jax.models.packed import TableType
 from bitttt_jax.models.transformer import Params
@@ -30,6 +30,7 @@ MANIFEST_FILE = "packed.json"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+_HASHED_FILES = (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,24 +75,24 @@ def save(
       card: text of the model card.
 
     Raises:
-      ConfigError: the folder is there already.
-      OSError: it can't be written.
+      DataError: it can't be written.
     """
-    if folder.exists():
-        raise ConfigError(f"{folder} is there already", fix="another folder, or removing this one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        partial = Path(temporary) / folder.name
-        partial.mkdir()
-        tensors = {path: np.asarray(leaf) for path, leaf in parameters.flatten(params).items()}
-        safetensors.write(partial / WEIGHTS_FILE, tensors, {"format": "bitttt-packed"})
-        (partial / CONFIG_FILE).write_text(to_json(config))
-        tokenizer.save(partial / TOKENIZER_FILE)
-        sha256 = {file.name: digest(file) for file in sorted(partial.iterdir())}
-        manifest = PackedManifest(layout, table, step, sha256)
-        (partial / MANIFEST_FILE).write_text(_adapter().dump_json(manifest, indent=2).decode())
-        (partial / CARD_FILE).write_text(card)
-        partial.rename(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            partial = Path(temporary) / folder.name
+            partial.mkdir()
+            tensors = {path: np.asarray(leaf) for path, leaf in parameters.flatten(params).items()}
+            safetensors.write(partial / WEIGHTS_FILE, tensors, {"format": "bitttt-packed"})
+            (partial / CONFIG_FILE).write_text(to_json(config))
+            tokenizer.save(partial / TOKENIZER_FILE)
+            sha256 = {name: digest(partial / name) for name in _HASHED_FILES}
+            manifest = PackedManifest(layout, table, step, sha256)
+            (partial / MANIFEST_FILE).write_text(_adapter().dump_json(manifest, indent=2).decode())
+            (partial / CARD_FILE).write_text(card)
+            partial.rename(folder)
+    except OSError as error:
+        raise DataError(f"{folder} can't be written", str(error), "another folder") from error
 
 
 def is_packed_model(folder: Path) -> bool:
@@ -107,8 +108,8 @@ def load(folder: Path) -> tuple[TrainConfig, Params, Tokenizer, PackedManifest]:
         aren't those of the configuration.
     """
     manifest = _load_manifest(folder / MANIFEST_FILE)
-    for name, saved in manifest.sha256.items():
-        if digest(folder / name) != saved:
+    for name in _HASHED_FILES:
+        if digest(folder / name) != manifest.sha256.get(name):
             raise DataError(
                 f"{folder / name} isn't the file that was saved",
                 "its SHA-256 isn't the one in packed.json",

@@ -84,21 +84,21 @@ def random_params(config: ModelConfig, table: TableType, seed: int = 0) -> Any:
     return jax.tree.map(place, parameters.leaf_paths(abstract), abstract)
 
 
-def bytes_per_token(config: ModelConfig, params: Any, context: int) -> int:
-    """Bytes that a step must read: all weights but an untied embedding, and attention's cache."""
+def bytes_per_step(config: ModelConfig, params: Any, context: int, batch: int) -> int:
+    """Bytes that a step must read: all weights but an untied embedding, and attention's caches."""
     counts = packed.byte_counts(params)
     if not config.tie_embeddings:
         counts["tables"] = packed.byte_counts({"head": params["head"]})["tables"]
     attention = config.num_groups * config.mixers.count("attention")
     seen = min(context, config.window) if config.window else context
     width = config.kv_heads * config.width_per_head * jnp.dtype(config.compute_dtype).itemsize
-    return sum(counts.values()) + 2 * attention * seen * width
+    return sum(counts.values()) + 2 * attention * seen * width * batch
 
 
-def memory_bandwidth(repeats: int = 7) -> float:
-    """Bytes a second that all threads together read from memory; 0 without the native kernels."""
+def memory_bandwidth(repeats: int = 7) -> float | None:
+    """Bytes a second that all threads together read from memory; None without native kernels."""
     if native.choose("auto", True, "") != "cpu":
-        return 0.0
+        return None
     values = large_buffer(_MEMORY_BYTES)
     values[:] = 1
     data = packed_model.as_array(values)

@@ -81,6 +81,7 @@ def test_bench_of_a_packed_model(packed_folder: Path, tmp_path: Path, capsys: Ca
     flags = ["--prefill=4", "--decode=2", "--batch=1,2", "--context=8", "--kernels"]
     file = tmp_path / "bench.json"
     assert bench.main([f"--model={packed_folder}", *flags, f"--json={file}"]) == ExitCode.OK
+    assert "tokens/s" in capsys.readouterr().out
     result = json.loads(file.read_text())
     assert {(k["inputs"], k["outputs"]) for k in result["kernels"]} == {
         (16, 16),
@@ -92,7 +93,9 @@ def test_bench_of_a_packed_model(packed_folder: Path, tmp_path: Path, capsys: Ca
         ("prefill", 1), ("decode", 1), ("decode", 1), ("prefill", 2), ("decode", 2)
     ]  # fmt: skip
     assert all(r["lower"] <= r["median"] <= r["upper"] for r in runs)
-    assert "tokens/s" in capsys.readouterr().out
+    flags = ["--prefill=2", "--decode=2", f"--json={tmp_path / 'no' / 'bench.json'}"]
+    assert bench.main([f"--model={packed_folder}", *flags]) == ExitCode.DATA
+    assert "can't be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,19 @@ def test_a_changed_file_is_refused(folder: Path, capsys: Captured):
     data[-1] ^= 1
     weights.write_bytes(data)
     assert "SHA-256" in damage(capsys, folder)
+
+
+def test_a_manifest_without_a_hash_is_refused(folder: Path, capsys: Captured):
+    manifest = json.loads((folder / packed_model.MANIFEST_FILE).read_text())
+    del manifest["sha256"][packed_model.WEIGHTS_FILE]
+    (folder / packed_model.MANIFEST_FILE).write_text(json.dumps(manifest))
+    assert "SHA-256" in damage(capsys, folder)
+
+
+def test_a_place_that_cannot_be_written(trained_run: Path, tmp_path: Path, capsys: Captured):
+    (tmp_path / "file").write_text("")
+    assert convert.main([str(trained_run), str(tmp_path / "file" / "model")]) == ExitCode.DATA
+    assert "can't be written" in capsys.readouterr().err
 
 
 def test_a_code_that_is_no_weight_is_refused(folder: Path, capsys: Captured):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitttt_jax import native
 from bitttt_jax.ops.attention import cached_attention, self_attention
+from tests.kernels import needs_kernels
 
 # Rows, tokens, heads, groups, width, slots, window: what the native kernel takes.
 CACHES = [
@@ -122,7 +122,7 @@ def test_a_cache_in_any_order_equals_a_row(H, G, window):
     assert_close(o[:, 0], expected[np.arange(2), at])
 
 
-@pytest.mark.skipif(native.instruction_set() is None, reason="not compiled")
+@needs_kernels
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("B", "T", "H", "G", "K", "slots", "window"),
@@ -146,7 +146,7 @@ def test_the_native_kernel_reads_a_cache_as_xla_does(B, T, H, G, K, slots, windo
     np.testing.assert_allclose(found, expected, atol=2e-5 if dtype == "float32" else 0.03)
 
 
-@pytest.mark.skipif(native.instruction_set() is None, reason="not compiled")
+@needs_kernels
 def test_the_native_kernel_of_a_token_that_sees_nothing():
     q, k, v = (jnp.ones((1, 1, 1, 16)) for _ in range(3))
     o = attend_cache(q, k, v, np.array([[3]]), np.array([[-1]]), implementation="cpu")

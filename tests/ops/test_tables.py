@@ -5,17 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitttt_jax import native
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.ops import tables
+from tests.kernels import needs_kernels
 
 # Rows, width, entries.
 SHAPES = [(1, 64, 9), (3, 128, 4), (2, 192, 1), (20, 2560, 33), (1, 256, 1000)]
 IMPLEMENTATIONS = [
     "xla",
-    pytest.param(
-        "cpu", marks=pytest.mark.skipif(native.instruction_set() is None, reason="not compiled")
-    ),
+    pytest.param("cpu", marks=needs_kernels),
 ]
 
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitttt_jax import native
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.ternary import packing
 from bitttt_jax.ternary.latent import int8_matmul
 from bitttt_jax.ternary.matmul import matmul
 from bitttt_jax.ternary.packing import LAYOUTS, PackedTernary
+from tests.kernels import needs_kernels
 
 # Rows, inputs, outputs of each weight: of decoding and of prefill, whole and ragged.
 SHAPES = [
@@ -30,9 +30,7 @@ SHAPES = [
 ]
 IMPLEMENTATIONS = [
     "xla",
-    pytest.param(
-        "cpu", marks=pytest.mark.skipif(native.instruction_set() is None, reason="not compiled")
-    ),
+    pytest.param("cpu", marks=needs_kernels),
 ]
 
 

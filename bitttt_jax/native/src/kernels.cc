@@ -38,6 +38,7 @@ Kernels choose_kernels() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   const bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+#if !defined(WITHOUT_AMX)
   const bool amx = avx512vnni && has_feature(0, 3, 24) && has_feature(0, 3, 25);
   if (amx && wanted("amx") && may_use_amx()) {
     Kernels kernels = with("amx", packed_avx512vnni, table_avx512vnni);
@@ -45,14 +46,17 @@ Kernels choose_kernels() {
     kernels.packed.multiply_many_bfloat16 = multiply_many_amx;
     return kernels;
   }
+#endif
   if (avx512vnni && wanted("avx512vnni")) {
     return with("avx512vnni", packed_avx512vnni, table_avx512vnni);
   }
   if (avx512 && wanted("avx512")) return with("avx512", packed_avx2, table_avx2);
+#if !defined(WITHOUT_AVXVNNI)
   if (avx2 && has_feature(1, 0, 4) && wanted("avxvnni")) {
     return {"avxvnni",      ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2,
             attention_avx2, packed_avxvnni,  table_avxvnni};
   }
+#endif
   if (avx2 && wanted("avx2")) {
     return {"avx2",         ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2,
             attention_avx2, packed_avx2,     table_avx2};

@@ -51,6 +51,7 @@ struct Seat {
   std::shared_ptr<Work> work;
 
   bool offer(const std::shared_ptr<Work>& offered) {
+    if (state.load(std::memory_order_relaxed) != kWaiting) return false;  // without a locked access
     State expected = kWaiting;
     if (!state.compare_exchange_strong(expected, kTaken)) return false;
     work = offered;
