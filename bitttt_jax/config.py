@@ -317,6 +317,12 @@ class OptimConfig:
         _require(self.warmup_steps >= 0, "optim.warmup_steps must not be negative")
 
 
+BATCH_AXES = ("data", "fsdp")
+"""Mesh axes over which the rows of a batch lie."""
+TENSOR_AXIS = "tensor"
+"""Mesh axis over which heads and hidden widths lie."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Device mesh axes; their product is the number of devices."""

@@ -11,11 +11,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bitttt_jax.config import MeshConfig
+from bitttt_jax.config import BATCH_AXES, TENSOR_AXIS, MeshConfig
 from bitttt_jax.errors import ConfigError
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = (*BATCH_AXES, TENSOR_AXIS)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

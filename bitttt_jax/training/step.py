@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from bitttt_jax.config import TrainConfig
-from bitttt_jax.distributed.mesh import BATCH_AXES
+from bitttt_jax.config import BATCH_AXES, TrainConfig
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.models import transformer
 from bitttt_jax.ops.losses import next_token_losses
