@@ -1,8 +1,9 @@
-"""Generation: one prefill, then one compiled step per token that carries all mixer states."""
+"""Generation: one prefill, then compiled steps that carry all mixer states, several in a call."""
 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,10 @@ from bitttt_jax.models.transformer import ModelState
 # that few shapes are compiled.
 PREFILL_TOKENS = 512
 _CACHE_STEP = 256
+# A call takes the host some microseconds for each of a model's arrays, as long as a small model's
+# step: a call chooses as many tokens as come in this time, at most so many.
+_CALL_SECONDS = 0.1
+_CALL_TOKENS = 32
 _MAX_TOKENS = 2**31 - _CACHE_STEP  # positions and cache slots are 32-bit
 
 
@@ -68,16 +73,28 @@ def generate(
     slots = cache_slots(config, len(prompt_T) + max_tokens)
     state = start(config, params, 1, slots)
     logits, state = _read_prompt(config, params, state, np.asarray(prompt_T, np.int32))
-    choose = functools.partial(_choose, sampling, jax.random.key(seed), num_tokens)
-    token = choose(logits, state.position_B)
-    for produced in range(max_tokens):
-        value = int(token[0])
-        if value in stop_ids:
+    key, stop = jax.random.key(seed), np.array(stop_ids, np.int32)
+    token_B = _choose_first(sampling, num_tokens, logits, state.position_B, key)
+    new, left, count = [int(token_B[0])], max_tokens, 1
+    while left:
+        for value in new:
+            if value in stop_ids:
+                return
+            yield value
+        left -= len(new)
+        if not left:
             return
-        yield value
-        if produced + 1 < max_tokens:
-            logits, state = read_token(config, params, state, token)
-            token = choose(logits, state.position_B)
+        started = time.perf_counter()
+        token_NB, written, state = write_tokens(
+            config, sampling, num_tokens, params, state, token_B, key, stop, min(count, left)
+        )
+        new, token_B = np.asarray(token_NB)[: int(written), 0].tolist(), token_NB[written - 1]
+        count = tokens_per_call((time.perf_counter() - started) / len(new))
+
+
+def tokens_per_call(seconds: float) -> int:
+    """How many tokens `write_tokens` should choose in a call, from the seconds that one takes."""
+    return min(max(int(_CALL_SECONDS / seconds), 1), _CALL_TOKENS)
 
 
 def _check_prompt(prompt_T: np.ndarray, max_tokens: int, num_tokens: int) -> None:
@@ -109,19 +126,58 @@ def read_tokens(
     return transformer.logits(config, params, last)[:, 0], state
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def read_token(
-    config: ModelConfig, params: Any, state: ModelState, token_B
-) -> tuple[jax.Array, ModelState]:
-    """Reads a token of each row: the logits `[B, V]` of the next, and the new state."""
-    hidden, state = transformer.step(config, params, state, token_B)
-    return transformer.logits(config, params, hidden[:, None])[:, 0], state
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def write_tokens(
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    num_tokens: int,
+    params: Any,
+    state: ModelState,
+    token_B: jax.Array,
+    key: jax.Array,
+    stop_S: jax.Array,
+    count: int,
+) -> tuple[jax.Array, jax.Array, ModelState]:
+    """Reads a token of each row and chooses the next one, again and again in one call.
+
+    Args:
+      config: the model's.
+      sampling: how tokens are chosen.
+      num_tokens: size of the tokenizer.
+      params: the model's parameters.
+      state: where the rows stand.
+      token_B: their latest tokens.
+      key: random key of all draws.
+      stop_S: tokens that end the call when every row has one of them.
+      count: how many tokens of each row to choose, at most `_CALL_TOKENS`.
+
+    Returns:
+      The tokens `[_CALL_TOKENS, B]`, how many of them were chosen, and the new state.
+    """
+
+    def goes_on(carry):
+        written, token_B, _, _ = carry
+        return (written < count) & ~jnp.all(jnp.isin(token_B, stop_S))
+
+    def write(carry):
+        written, token_B, token_NB, state = carry
+        hidden, state = transformer.step(config, params, state, token_B)
+        logits = transformer.logits(config, params, hidden[:, None])[:, 0]
+        token_B = _choose(sampling, num_tokens, logits, state.position_B, key)
+        return written + 1, token_B, token_NB.at[written].set(token_B), state
+
+    token_NB = jnp.zeros((_CALL_TOKENS, *token_B.shape), jnp.int32)
+    start = (jnp.zeros((), jnp.int32), token_B, token_NB, state)
+    written, _, token_NB, state = jax.lax.while_loop(goes_on, write, start)
+    return token_NB, written, state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _choose(sampling, key, num_tokens: int, logits_BV, position_B):
+def _choose(sampling, num_tokens: int, logits_BV, position_B, key) -> jax.Array:
     logits = jnp.where(jnp.arange(logits_BV.shape[-1]) < num_tokens, logits_BV, -jnp.inf)
     return sample(sampling, logits, jax.random.fold_in(key, position_B[0]))
+
+
+_choose_first = jax.jit(_choose, static_argnums=(0, 1))
 
 
 def _read_prompt(config: ModelConfig, params: Any, state: ModelState, prompt_T: np.ndarray):

@@ -17,6 +17,7 @@ from bitttt_jax.config import ModelConfig
 from bitttt_jax.data.memory import large_buffer
 from bitttt_jax.data.safetensors import ALIGNMENT
 from bitttt_jax.inference import generate, packed_model
+from bitttt_jax.inference.sampling import SamplingConfig
 from bitttt_jax.models import packed, parameters
 from bitttt_jax.models.packed import TableType
 from bitttt_jax.ternary.matmul import matmul
@@ -148,23 +149,26 @@ def prefill_seconds(
 def decode_seconds(
     config: ModelConfig, params: Any, context: int, batch: int, steps: int
 ) -> Seconds:
-    """Time of a step, the choice of the likeliest token included, after some tokens were read."""
-    slots = generate.cache_slots(config, context + steps + 2)
-    state = generate.start(config, params, batch, slots)
+    """Mean time of a step in each call of generation, greedy, after some tokens were read."""
+    state = generate.start(config, params, batch, generate.cache_slots(config, context + steps + 2))
     for first in range(0, context, generate.PREFILL_TOKENS):
         count = min(generate.PREFILL_TOKENS, context - first)
         token_BT = _tokens(config, batch, count)
-        logits, state = generate.read_tokens(config, params, state, token_BT, np.full(batch, count))
-    likeliest = jax.jit(lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.int32))
-    token = likeliest(logits)
+        _, state = generate.read_tokens(config, params, state, token_BT, np.full(batch, count))
+    fixed = (config, SamplingConfig(temperature=0), config.vocab_size, params)
+    key, stop = jax.random.key(0), np.zeros(0, np.int32)
+    token_B = jnp.zeros(batch, jnp.int32)
 
-    def step() -> Any:
-        nonlocal state, token
-        logits, state = generate.read_token(config, params, state, token)
-        token = likeliest(logits)
-        return token
+    def seconds_of(count: int) -> float:
+        nonlocal state, token_B
+        start = time.perf_counter()
+        token_NB, _, state = generate.write_tokens(*fixed, state, token_B, key, stop, count)
+        token_B = jax.block_until_ready(token_NB)[count - 1]
+        return (time.perf_counter() - start) / count
 
-    return Seconds.of(_times(step, steps))
+    seconds_of(1)  # compiles
+    count = min(generate.tokens_per_call(seconds_of(1)), max(steps // 2, 1))
+    return Seconds.of([seconds_of(count) for _ in range(steps // count)])
 
 
 def _tokens(config: ModelConfig, batch: int, count: int) -> np.ndarray:

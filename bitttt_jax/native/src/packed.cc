@@ -11,7 +11,7 @@ constexpr int64_t kChunk = 32;  // consecutive activations that stay together
 constexpr int64_t kGroup = 4;   // columns that are multiplied together
 constexpr int64_t kRowsTogether = kWidth == 64 ? 4 : 2;
 // How many bytes ahead of their use codes are fetched into the nearest cache, and into the second.
-constexpr int64_t kSoon = 5 * 1024, kLater = 10 * 1024;
+constexpr int64_t kSoon = 2 * 1024, kLater = 8 * 1024;
 
 // --- activations ------------------------------------------------------------------------------
 
@@ -130,9 +130,11 @@ inline void multiply_group(const Activations& a, const Columns& c, int64_t n, Ou
   const uint8_t* codes = c.codes + n * c.row_bytes;
   Sums sums[kCount];
   for (int64_t m = 0; m < a.rows; ++m) {
-    // The first row of activations brings the codes into the cache.
+    // The first row of activations brings the codes into the cache, in their order in memory.
     if (m == 0) {
-      dot_rows<kCount, true>(codes, c.row_bytes, a.row(m), a.step_bytes(), sums);
+      for (int r = 0; r < kCount; ++r) {
+        dot_rows<1, true>(codes + r * c.row_bytes, c.row_bytes, a.row(m), a.step_bytes(), sums + r);
+      }
     } else {
       dot_rows<kCount, false>(codes, c.row_bytes, a.row(m), a.step_bytes(), sums);
     }
