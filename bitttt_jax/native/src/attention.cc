@@ -7,7 +7,7 @@ namespace bitttt {
 namespace {
 
 constexpr int64_t kSlots = 64;      // that are looked at together: their values stay in the cache
-constexpr int64_t kSlotsAhead = 4;  // of their use, keys are fetched from memory
+constexpr int64_t kSlotsAhead = 6;  // of their use, the first keys are fetched from memory
 constexpr float kNothing = -3e38f;  // below every score
 
 struct Seen {
@@ -27,10 +27,26 @@ Seen seen_slots(const Attention<T>& a, int64_t first) {
   return seen;
 }
 
+// Fetches `count` values of memory, into the second cache.
 template <typename T>
 inline void fetch(const T* p, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(p + i, 0, 3);
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(p + i, 0, 2);
 }
+
+// The keys of the next slots, which are fetched bit by bit while the values of these are used.
+template <typename T>
+struct Ahead {
+  const T *next, *end;
+
+  void fetch_some() {
+    if (next >= end) return;
+    fetch(next, 64);
+    next += 64;
+  }
+};
+
+// Heads of a slot's scores lie side by side: as many as fill vectors.
+inline int64_t score_stride(int64_t heads) { return (heads + LANES - 1) / LANES * LANES; }
 
 // Scores of some queries of a group with one key.
 template <int kCount, typename T>
@@ -40,69 +56,85 @@ inline void score(const T* key, int64_t width, const float* query, float* scores
     const Vector values = load(key + d);
     for (int r = 0; r < kCount; ++r) products[r] += load(query + r * width + d) * values;
   }
-  for (int r = 0; r < kCount; ++r) scores[r * kSlots] = sum(products[r]);
+  if constexpr (kCount == 4) {
+    const Quad all = sums(products[0], products[1], products[2], products[3]);
+    *reinterpret_cast<UnalignedQuad*>(scores) = all;
+  } else {
+    for (int r = 0; r < kCount; ++r) scores[r] = sum(products[r]);
+  }
 }
 
-// The scores of all heads with the keys that are seen, [heads, kSlots], slot by slot as they lie.
+// The scores of all heads with the keys that are seen, slot by slot as they lie. Meanwhile
+// the slots' values come from memory.
 template <typename T>
 void score_all(const Attention<T>& a, const Seen& seen, const float* query, float* scores) {
-  const int64_t stride = a.groups * a.width;
+  const int64_t slot_size = a.groups * a.width, stride = score_stride(a.groups * a.queries);
   for (int64_t i = 0; i < seen.count; ++i) {
-    const int64_t ahead = i + kSlotsAhead < seen.count ? i + kSlotsAhead : i;
-    fetch(a.key + seen.slot[ahead] * stride, stride);
-    fetch(a.value + seen.slot[i] * stride, stride);
+    const int64_t slot = seen.slot[i];
+    if (slot < kSlots && i + kSlotsAhead < seen.count) {
+      fetch(a.key + seen.slot[i + kSlotsAhead] * slot_size, slot_size);
+    }
     for (int64_t g = 0; g < a.groups; ++g) {
-      const T* key = a.key + seen.slot[i] * stride + g * a.width;
+      const T* key = a.key + slot * slot_size + g * a.width;
+      fetch(a.value + slot * slot_size + g * a.width, a.width);
       int64_t r = g * a.queries;
       const int64_t end = r + a.queries;
       for (; r + 4 <= end; r += 4) {
-        score<4>(key, a.width, query + r * a.width, scores + r * kSlots + i);
+        score<4>(key, a.width, query + r * a.width, scores + i * stride + r);
       }
-      for (; r < end; ++r) score<1>(key, a.width, query + r * a.width, scores + r * kSlots + i);
+      for (; r < end; ++r) score<1>(key, a.width, query + r * a.width, scores + i * stride + r);
     }
   }
 }
 
-// Turns a head's scores into exp(score - most), and scales what was summed with a smaller `most`.
-void exponentials(float* scores, int64_t count, int64_t width, float* most, float* total,
-                  float* sums) {
-  for (int64_t i = count; i % LANES; ++i) scores[i] = kNothing;
-  Vector largest = splat(*most);
-  for (int64_t i = 0; i < count; i += LANES) {
-    const Vector s = load(scores + i);
-    largest = s > largest ? s : largest;
+// Turns some heads' scores into exp(score - most), and scales what was summed with a smaller
+// `most`.
+template <typename T>
+void exponentials(const Attention<T>& a, int64_t count, int64_t head, float* scores) {
+  const int64_t heads = a.groups * a.queries, stride = score_stride(heads);
+  const int64_t here = heads - head < LANES ? heads - head : LANES;
+  float padded[LANES] = {};
+  for (int64_t h = 0; h < here; ++h) padded[h] = a.most[head + h];
+  const Vector before = load(padded);
+  Vector most = before;
+  for (int64_t i = 0; i < count; ++i) {
+    const Vector s = load(scores + i * stride + head);
+    most = s > most ? s : most;
   }
-  const float before = *most;
-  for (int i = 0; i < LANES; ++i) *most = largest[i] > *most ? largest[i] : *most;
-  if (*most > before) {
-    const Vector factor = exp_of_negative(splat(before) - splat(*most));
-    *total *= factor[0];
-    for (int64_t d = 0; d < width; d += LANES) store(sums + d, load(sums + d) * factor);
+  Vector total = {};
+  for (int64_t i = 0; i < count; ++i) {
+    float* p = scores + i * stride + head;
+    const Vector e = exp_of_negative(load(p) - most);
+    store(p, e);
+    total += e;
   }
-  Vector added = {};
-  for (int64_t i = 0; i < count; i += LANES) {
-    const Vector s = load(scores + i);
-    const Vector e = s > splat(kNothing) ? exp_of_negative(s - splat(*most)) : Vector{};
-    store(scores + i, e);
-    added += e;
+  const Vector factor = exp_of_negative(before - most);
+  for (int64_t h = 0; h < here; ++h) {
+    a.total[head + h] = a.total[head + h] * factor[h] + total[h];
+    if (most[h] == before[h]) continue;
+    a.most[head + h] = most[h];
+    float* sums = a.sum + (head + h) * a.width;
+    for (int64_t d = 0; d < a.width; d += LANES) store(sums + d, load(sums + d) * factor[h]);
   }
-  *total += sum(added);
 }
 
-// Adds the values of a group times the weights of some of its heads, kParts vectors of the width.
+// Adds the values of a group times the weights of some of its heads, kParts vectors of the width
+// from `offset` on.
 template <int kCount, int kParts, typename T>
-inline void add_values(const Attention<T>& a, const Seen& seen, const T* value,
-                       const float* weights, float* sums) {
+inline void add_values(const Attention<T>& a, const Seen& seen, int64_t offset,
+                       const float* weights, float* sums, Ahead<T>& ahead) {
+  const int64_t slot_size = a.groups * a.width, stride = score_stride(a.groups * a.queries);
   Vector local[kCount][kParts];
   for (int r = 0; r < kCount; ++r) {
     for (int p = 0; p < kParts; ++p) local[r][p] = load(sums + r * a.width + p * LANES);
   }
   for (int64_t i = 0; i < seen.count; ++i) {
-    const T* row = value + seen.slot[i] * a.groups * a.width;
+    const int64_t at = seen.slot[i] * slot_size + offset;
+    ahead.fetch_some();
     Vector values[kParts];
-    for (int p = 0; p < kParts; ++p) values[p] = load(row + p * LANES);
+    for (int p = 0; p < kParts; ++p) values[p] = load(a.value + at + p * LANES);
     for (int r = 0; r < kCount; ++r) {
-      const Vector weight = splat(weights[r * kSlots + i]);
+      const Vector weight = splat(weights[i * stride + r]);
       for (int p = 0; p < kParts; ++p) local[r][p] += weight * values[p];
     }
   }
@@ -113,21 +145,21 @@ inline void add_values(const Attention<T>& a, const Seen& seen, const T* value,
 
 template <int kCount, typename T>
 void add_all_values(const Attention<T>& a, const Seen& seen, int64_t group, int64_t head,
-                    const float* scores) {
-  const T* value = a.value + group * a.width;
-  const float* weights = scores + head * kSlots;
+                    const float* scores, Ahead<T>& ahead) {
   float* sums = a.sum + head * a.width;
   int64_t d = 0;
   for (; d + 4 * LANES <= a.width; d += 4 * LANES) {
-    add_values<kCount, 4>(a, seen, value + d, weights, sums + d);
+    add_values<kCount, 4>(a, seen, group * a.width + d, scores + head, sums + d, ahead);
   }
-  for (; d < a.width; d += LANES) add_values<kCount, 1>(a, seen, value + d, weights, sums + d);
+  for (; d < a.width; d += LANES) {
+    add_values<kCount, 1>(a, seen, group * a.width + d, scores + head, sums + d, ahead);
+  }
 }
 
 template <typename T>
 void attend(const Attention<T>& a) {
-  static thread_local float query[kMostHeads * kMostWidth], scores[kMostHeads * kSlots];
-  const int64_t heads = a.groups * a.queries;
+  alignas(64) static thread_local float query[kMostHeads * kMostWidth], scores[kSlots * kMostHeads];
+  const int64_t heads = a.groups * a.queries, slot_size = a.groups * a.width;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(a.width));
   for (int64_t i = 0; i < heads * a.width; ++i) {
     query[i] = widen(a.query[i]) * scale;
@@ -141,15 +173,15 @@ void attend(const Attention<T>& a) {
     const Seen seen = seen_slots(a, first);
     if (seen.count == 0) continue;
     score_all(a, seen, query, scores);
-    for (int64_t h = 0; h < heads; ++h) {
-      exponentials(scores + h * kSlots, seen.count, a.width, a.most + h, a.total + h,
-                   a.sum + h * a.width);
-    }
+    for (int64_t h = 0; h < heads; h += LANES) exponentials(a, seen.count, h, scores);
+    const auto at_most = [&](int64_t slot) { return slot < a.slots ? slot : a.slots; };
+    Ahead<T> ahead = {a.key + at_most(first + kSlots) * slot_size,
+                      a.key + at_most(first + 2 * kSlots) * slot_size};
     for (int64_t g = 0; g < a.groups; ++g) {
       int64_t h = g * a.queries;
       const int64_t end = h + a.queries;
-      for (; h + 4 <= end; h += 4) add_all_values<4>(a, seen, g, h, scores);
-      for (; h < end; ++h) add_all_values<1>(a, seen, g, h, scores);
+      for (; h + 4 <= end; h += 4) add_all_values<4>(a, seen, g, h, scores, ahead);
+      for (; h < end; ++h) add_all_values<1>(a, seen, g, h, scores, ahead);
     }
   }
 }

@@ -8,6 +8,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #define JOIN_NAMES(a, b) a##_##b
 #define JOIN(a, b) JOIN_NAMES(a, b)
 #define TABLE(name) JOIN(name, SET)
@@ -31,7 +35,13 @@ typedef uint32_t Word __attribute__((vector_size(4 * LANES)));
 
 inline Vector load(const uint16_t* p) {
   const Half half = *reinterpret_cast<const UnalignedHalf*>(p);
-  return reinterpret_cast<Vector>(__builtin_convertvector(half, Word) << 16);
+#if LANES == 16  // GCC makes five instructions of the conversion
+  const Word wide =
+      reinterpret_cast<Word>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(half)));
+#else
+  const Word wide = __builtin_convertvector(half, Word);
+#endif
+  return reinterpret_cast<Vector>(wide << 16);
 }
 
 // Rounds to nearest, ties to even.
@@ -43,19 +53,33 @@ inline void store(uint16_t* p, Vector x) {
   *reinterpret_cast<UnalignedHalf*>(p) = __builtin_convertvector(result >> 16, Half);
 }
 
-inline float sum(Vector x) {
+// Sums of every fourth element.
+inline Quad quad_sums(Vector x) {
 #if LANES == 16
   x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
 #endif
 #if LANES >= 8
   const Quad halves[2] = {__builtin_shufflevector(x, x, 0, 1, 2, 3),
                           __builtin_shufflevector(x, x, 4, 5, 6, 7)};
-  const Quad quad = halves[0] + halves[1];
+  return halves[0] + halves[1];
 #else
-  const Quad quad = x;
+  return x;
 #endif
+}
+
+inline float sum(Vector x) {
+  const Quad quad = quad_sums(x);
   const Quad pairs = quad + __builtin_shufflevector(quad, quad, 2, 3, 0, 1);
   return pairs[0] + pairs[1];
+}
+
+// The sums of four vectors.
+inline Quad sums(Vector a, Vector b, Vector c, Vector d) {
+  const auto pairs = [](Quad x, Quad y) {
+    return __builtin_shufflevector(x, y, 0, 4, 1, 5) + __builtin_shufflevector(x, y, 2, 6, 3, 7);
+  };
+  const Quad ab = pairs(quad_sums(a), quad_sums(b)), cd = pairs(quad_sums(c), quad_sums(d));
+  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 }
 
 }  // namespace
