@@ -21,8 +21,9 @@ HANDLERS = (
     "table_handlers.cc",
     "attention_handlers.cc",
     "memory_handlers.cc",
+    "norm_handlers.cc",
 )
-FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc", "attention.cc")
+FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc", "attention.cc", "norm.cc")
 BYTES = ("packed.cc", "table.cc")
 BOTH = (*FLOAT, *BYTES)
 AVX2 = ["-mavx2", "-mfma"]

@@ -142,7 +142,7 @@ def test_other_instruction_sets(instruction_set):
     code = f"""
 from bitttt_jax import native
 from tests import test_native as checks
-from tests.ops import test_attention, test_tables
+from tests.ops import test_attention, test_norm, test_tables
 from tests.ternary import test_matmul
 if native.instruction_set() == {instruction_set!r}:
     for shape in checks.TTT_SHAPES[:4]:
@@ -157,6 +157,8 @@ if native.instruction_set() == {instruction_set!r}:
             test_tables.test_products_are_those_of_the_integers("cpu", dtype, shape)
         for shape in test_attention.CACHES:
             test_attention.test_the_native_kernel_reads_a_cache_as_xla_does(*shape, dtype)
+        for shape in test_norm.SHAPES:
+            test_norm.test_the_native_kernel_normalises_as_xla_does(shape, dtype)
 print(native.instruction_set())
 """
     done = subprocess.run(

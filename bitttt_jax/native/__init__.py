@@ -32,6 +32,7 @@ _TARGETS = (
     "table_matmul",
     "cached_attention",
     "read_memory",
+    "rms_norm",
 )
 
 

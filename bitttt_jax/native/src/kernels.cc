@@ -29,7 +29,13 @@ Kernels choose_kernels() {
   const auto wanted = [&](const char* name) { return asked.empty() || asked == name; };
   const auto with = [](const char* name, const PackedTable& packed,
                        const TableTable& table) -> Kernels {
-    return {name, ttt_linear_avx512, ttt_mlp_avx512, convolution_avx512, attention_avx512, packed,
+    return {name,
+            ttt_linear_avx512,
+            ttt_mlp_avx512,
+            convolution_avx512,
+            attention_avx512,
+            norm_avx512,
+            packed,
             table};
   };
   __builtin_cpu_init();
@@ -53,16 +59,16 @@ Kernels choose_kernels() {
   if (avx512 && wanted("avx512")) return with("avx512", packed_avx2, table_avx2);
 #if !defined(WITHOUT_AVXVNNI)
   if (avx2 && has_feature(1, 0, 4) && wanted("avxvnni")) {
-    return {"avxvnni",      ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2,
-            attention_avx2, packed_avxvnni,  table_avxvnni};
+    return {"avxvnni",      ttt_linear_avx2, ttt_mlp_avx2,   convolution_avx2,
+            attention_avx2, norm_avx2,       packed_avxvnni, table_avxvnni};
   }
 #endif
   if (avx2 && wanted("avx2")) {
     return {"avx2",         ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2,
-            attention_avx2, packed_avx2,     table_avx2};
+            attention_avx2, norm_avx2,       packed_avx2,  table_avx2};
   }
   return {"baseline",         ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline,
-          attention_baseline, packed_baseline,     table_baseline};
+          attention_baseline, norm_baseline,       packed_baseline,  table_baseline};
 }
 
 #else
@@ -76,11 +82,11 @@ Kernels choose_kernels() {
 #endif
   if (has_dot_products) {
     return {"neon",         ttt_linear_neon, ttt_mlp_neon, convolution_neon,
-            attention_neon, packed_neon,     table_neon};
+            attention_neon, norm_neon,       packed_neon,  table_neon};
   }
 #endif
   return {"baseline",         ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline,
-          attention_baseline, packed_baseline,     table_baseline};
+          attention_baseline, norm_baseline,       packed_baseline,  table_baseline};
 }
 
 #endif

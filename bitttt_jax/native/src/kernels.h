@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "convolution.h"
+#include "norm.h"
 #include "packed.h"
 #include "table.h"
 #include "ttt.h"
@@ -15,6 +16,7 @@ struct Kernels {
   const TttTable &ttt_linear, &ttt_mlp;
   const ConvolutionTable& convolution;
   const AttentionTable& attention;
+  const NormTable& norm;
   PackedTable packed;
   const TableTable& table;
 };
