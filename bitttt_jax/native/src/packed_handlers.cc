@@ -16,6 +16,9 @@ ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(what); }
 
 // From here on unpacking pays.
 constexpr int64_t kManyRows = kTileRows;
+// Codes of a task for few rows: small beside what a thread reads, and large beside a line of
+// memory.
+constexpr int64_t kFewBytes = 32 * 1024;
 
 // The columns of all weights, one weight's after the other's.
 template <typename T>
@@ -46,15 +49,15 @@ void multiply_all(ffi::ThreadPool& pool, const T* x, const Activations& a,
     });
   }
   const int64_t total = weights.back().before + weights.back().columns.last;
-  const Parts parts =
-      is_few ? Parts::large_first(total, pool.num_threads()) : Parts::equal(total, kManyColumns);
+  const int64_t few_columns = kFewBytes / weights.back().columns.row_bytes / 4 * 4;
+  const int64_t together = is_few ? std::max<int64_t>(few_columns, 4) : kManyColumns;
   run_all(
-      pool, parts.count(),
+      pool, (total + together - 1) / together,
       [&](int64_t i) {
         for (const Weight<T>& weight : weights) {
           Columns columns = weight.columns;
-          columns.first = std::max<int64_t>(parts.first(i) - weight.before, 0);
-          columns.last = std::min(parts.first(i + 1) - weight.before, columns.last);
+          columns.first = std::max<int64_t>(i * together - weight.before, 0);
+          columns.last = std::min((i + 1) * together - weight.before, columns.last);
           if (columns.first >= columns.last) continue;
           if (is_few) {
             few(a, columns, weight.output);

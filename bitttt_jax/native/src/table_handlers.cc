@@ -10,6 +10,8 @@ namespace ffi = xla::ffi;
 namespace bitttt {
 namespace {
 
+constexpr int64_t kTaskBytes = 64 * 1024;
+
 // x is [M, D], the table has codes [V, D] and scales [V]; the results are [M, V] and working
 // memory.
 ffi::Error table_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S8> codes,
@@ -39,12 +41,12 @@ ffi::Error table_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi:
     }
   }
   const int64_t V = of_codes[0];
-  const Parts parts = Parts::large_first(V, pool.num_threads());
+  const int64_t together = std::max<int64_t>(kTaskBytes / in.width, 1);
   run_all(
-      pool, parts.count(),
+      pool, (V + together - 1) / together,
       [&](int64_t i) {
-        table.multiply(in, {codes.typed_data(), scale.typed_data(), parts.first(i),
-                            parts.first(i + 1), y->typed_data(), V});
+        table.multiply(in, {codes.typed_data(), scale.typed_data(), i * together,
+                            std::min((i + 1) * together, V), y->typed_data(), V});
       },
       Wait::kActively);
   return ffi::Error::Success();

@@ -27,17 +27,51 @@ bool wait_actively(Condition condition) {
   return condition();
 }
 
+// Tasks that follow one another, of which one thread takes the first and others the last. A line of
+// the cache for each.
+class alignas(64) Range {
+ public:
+  void set(int64_t first, int64_t last) { left_ = first << 32 | last; }
+  // A task, or -1 if none is left.
+  int64_t take_first() { return take(1, 0); }
+  int64_t take_last() { return take(0, 1); }
+
+ private:
+  std::atomic<int64_t> left_{0};
+
+  int64_t take(int64_t from_first, int64_t from_last) {
+    int64_t left = left_.load(std::memory_order_relaxed);
+    for (;;) {
+      const int64_t first = left >> 32, last = left & 0xffffffff;
+      if (first >= last) return -1;
+      const int64_t rest = (first + from_first) << 32 | (last - from_last);
+      if (left_.compare_exchange_weak(left, rest)) return from_first ? first : last - 1;
+    }
+  }
+};
+
 struct Work {
   std::function<void(int64_t)> task;
   int64_t count;
-  std::atomic<int64_t> next{0}, done{0};
+  std::vector<Range> ranges;  // one for each thread
+  std::atomic<int64_t> threads{0}, done{0};
   std::mutex mutex;
   std::condition_variable all_done;
 
+  Work(std::function<void(int64_t)> task, int64_t count, int64_t threads)
+      : task(std::move(task)), count(count), ranges(threads) {
+    for (int64_t t = 0; t < threads; ++t) {
+      ranges[t].set(count * t / threads, count * (t + 1) / threads);
+    }
+  }
   bool is_done() const { return done.load(std::memory_order_acquire) == count; }
   void run() {
-    int64_t finished = 0;
-    for (int64_t i; (i = next.fetch_add(1)) < count; ++finished) task(i);
+    const int64_t size = ranges.size(), own = threads.fetch_add(1);
+    int64_t finished = 0, i;
+    for (; (i = ranges[own].take_first()) >= 0; ++finished) task(i);
+    for (int64_t t = own + 1; t < own + size; ++t) {
+      for (; (i = ranges[t % size].take_last()) >= 0; ++finished) task(i);
+    }
     if (finished == 0 || done.fetch_add(finished) + finished < count) return;
     std::lock_guard<std::mutex> lock(mutex);  // or the waiter could miss the call
     all_done.notify_all();
@@ -91,29 +125,11 @@ void wait_for_work() {
 
 }  // namespace
 
-void Parts::add(int64_t total, int64_t size) {
-  firsts_.push_back(std::min(firsts_.back() + std::max<int64_t>(size, 1), total));
-}
-
-Parts Parts::equal(int64_t total, int64_t size) {
-  Parts parts;
-  while (parts.firsts_.back() < total) parts.add(total, size);
-  return parts;
-}
-
-Parts Parts::large_first(int64_t total, int64_t threads) {
-  Parts parts;
-  for (int64_t i = 0; i < threads; ++i) parts.add(total, total * 7 / (8 * threads) / 4 * 4);
-  while (parts.firsts_.back() < total) parts.add(total, total / (16 * threads) / 4 * 4);
-  return parts;
-}
-
 void run_all(xla::ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> task,
              Wait wait) {
-  auto work = std::make_shared<Work>();
-  work->task = std::move(task);
-  work->count = count;
-  int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  const int64_t threads = std::max<int64_t>(std::min<int64_t>(pool.num_threads(), count), 1);
+  auto work = std::make_shared<Work>(std::move(task), count, threads);
+  int64_t helpers = threads - 1;
   if (wait == Wait::kActively) {
     for (int i = 0; i < kSeats && helpers > 0; ++i) helpers -= seats()[i].offer(work);
   }

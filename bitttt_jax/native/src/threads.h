@@ -21,27 +21,13 @@ namespace bitttt {
 // else can use its core.
 enum class Wait { kAsleep, kActively };
 
-// Runs task(0) to task(count - 1) on the pool's threads and on this one. A helper that the pool
-// starts late finds nothing left to do: nobody ever waits for a task that hasn't begun, so calls
-// that occupy all of the pool's threads can't block each other.
+// Runs task(0) to task(count - 1) on the pool's threads and on this one. Each thread goes through
+// tasks that follow one another, so that tasks beside each other should use memory side by side;
+// one that is done helps the others from their ends. A helper that the pool starts late finds
+// nothing left to do: nobody ever waits for a task that hasn't begun, so calls that occupy all of
+// the pool's threads can't block each other.
 void run_all(xla::ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> task,
              Wait wait = Wait::kAsleep);
-
-// Consecutive parts of [0, total).
-class Parts {
- public:
-  static Parts equal(int64_t total, int64_t size);
-  // One large part for each thread, so that each reads memory in one direction, and small ones for
-  // those that are done with theirs. All but the last are multiples of 4.
-  static Parts large_first(int64_t total, int64_t threads);
-
-  int64_t count() const { return static_cast<int64_t>(firsts_.size()) - 1; }
-  int64_t first(int64_t i) const { return firsts_[i]; }  // of part i; of part count(): total
-
- private:
-  std::vector<int64_t> firsts_{0};
-  void add(int64_t total, int64_t size);
-};
 
 // A thread's working memory, kept for its next call.
 template <typename T>
