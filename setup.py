@@ -24,7 +24,7 @@ HANDLERS = (
     "norm_handlers.cc",
 )
 FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc", "attention.cc", "norm.cc")
-BYTES = ("packed.cc", "table.cc")
+BYTES = ("packed.cc", "table.cc", "grouped.cc")
 BOTH = (*FLOAT, *BYTES)
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]

@@ -155,6 +155,7 @@ if native.instruction_set() == {instruction_set!r}:
             test_matmul.test_products_are_those_of_the_integers("cpu", dtype, shape)
         for shape in test_tables.SHAPES:
             test_tables.test_products_are_those_of_the_integers("cpu", dtype, shape)
+            test_tables.test_products_with_groups_are_those_of_their_values("cpu", dtype, shape)
         for shape in test_attention.CACHES:
             test_attention.test_the_native_kernel_reads_a_cache_as_xla_does(*shape, dtype)
         for shape in test_norm.SHAPES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -11,11 +12,17 @@ from bitttt_jax.config import ModelConfig
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.models import parameters
 from bitttt_jax.models.transformer import Params
-from bitttt_jax.ops.tables import QuantizedTable, quantize_table
+from bitttt_jax.ops import tables
 from bitttt_jax.ternary.packing import Layout, PackedTernary, quantize_and_pack
 
-TableType = Literal["exact", "int8"]
-"""How embedding and output head are stored: as they are computed, or as int8 rows with scales."""
+TableType = Literal["exact", "int8", "int4"]
+"""How embedding and output head are stored: as they are computed, as int8 rows with scales, or as
+int4 with a scale for every 32 values."""
+
+_QUANTIZE: dict[TableType, Callable[[jax.Array], tables.Table]] = {
+    "int8": tables.quantize_table,
+    "int4": tables.quantize_groups,
+}
 
 
 def check_packable(config: ModelConfig) -> None:
@@ -56,11 +63,11 @@ def pack_params(
       Parameters with a tree for each group.
     """
 
-    def convert(path: str, leaf: jax.Array) -> jax.Array | PackedTernary | QuantizedTable:
+    def convert(path: str, leaf: jax.Array) -> jax.Array | PackedTernary | tables.Table:
         if parameters.is_ternary(config, path):
             return quantize_and_pack(leaf, layout)
-        if parameters.is_table(path) and table == "int8":
-            return quantize_table(leaf if path.startswith("embed/") else leaf.T)
+        if parameters.is_table(path) and table != "exact":
+            return _QUANTIZE[table](leaf if path.startswith("embed/") else leaf.T)
         if parameters.is_projection(path) or parameters.is_table(path):
             return leaf.astype(config.compute_dtype)
         return jnp.asarray(leaf)
@@ -72,7 +79,7 @@ def pack_params(
 def byte_counts(params: Params) -> dict[str, int]:
     """Bytes of parameters: `ternary` (packed ones), `tables` (embedding and head) and `other`."""
     counts = {"ternary": 0, "tables": 0, "other": 0}
-    is_whole = lambda leaf: isinstance(leaf, (PackedTernary, QuantizedTable))
+    is_whole = lambda leaf: isinstance(leaf, PackedTernary) or tables.is_quantized(leaf)
     for name, subtree in params.items():
         for leaf in jax.tree.leaves(subtree, is_leaf=is_whole):
             kind = "ternary" if isinstance(leaf, PackedTernary) else "other"

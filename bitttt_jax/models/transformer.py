@@ -16,7 +16,6 @@ from bitttt_jax.models import parameters
 from bitttt_jax.models.block import BlockState, Group, initial_block_state
 from bitttt_jax.ops import tables
 from bitttt_jax.ops.product import matmul
-from bitttt_jax.ops.tables import QuantizedTable
 
 Params = dict[str, Any]
 
@@ -65,7 +64,7 @@ class Transformer(nn.Module):
     def _table(self, name: str, leaf: str, *shape: int) -> tables.Table:
         """The embedding or the output head, in floats or quantised."""
         stored = self.variables.get("params", {}).get(name)
-        if stored is not None and isinstance(stored[leaf], QuantizedTable):
+        if stored is not None and tables.is_quantized(stored[leaf]):
             return stored[leaf]
         initial = lambda key: {leaf: self.config.init_std * jax.random.normal(key, shape)}
         return self.param(name, initial)[leaf]
@@ -106,7 +105,7 @@ def output_head(
     """The function from hidden states `[N, D]` in a type to float32 logits `[N, V]`."""
     name, leaf = ("embed", "embedding") if config.tie_embeddings else ("head", "kernel")
     table = params[name][leaf]
-    if not isinstance(table, QuantizedTable):
+    if not tables.is_quantized(table):
         table = table.astype(dtype)  # here once, not for every chunk of a loss
         if not config.tie_embeddings:
             return lambda x_ND: matmul(x_ND, table)

@@ -30,6 +30,7 @@ _TARGETS = (
     "ttt_backward",
     "packed_matmul",
     "table_matmul",
+    "grouped_matmul",
     "cached_attention",
     "read_memory",
     "rms_norm",

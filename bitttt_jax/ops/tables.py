@@ -1,4 +1,4 @@
-"""Embedding tables and output heads, as floats or as int8 rows with a scale each."""
+"""Embedding tables and output heads: as floats, as int8 rows, or as int4 in groups of a row."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bitttt_jax import native
 from bitttt_jax.ops import quantize
 from bitttt_jax.ops.precision import widen
 from bitttt_jax.ops.product import matmul_transposed
 
-_KERNEL_WIDTH = 64  # of which the native kernel takes multiples
+_KERNEL_WIDTH = 64  # of which the native kernel for int8 takes multiples
+
+GROUP = 32
+"""Values that share a scale in a `GroupedTable`."""
+_BLOCK_GROUPS = 8
+_BLOCK = _BLOCK_GROUPS * GROUP
+_ROWS_AT_ONCE = 1024
+# Of the scale at which a group's largest magnitude is the lowest code.
+_SCALES_TRIED = np.linspace(0.7, 1.1, 17, dtype=np.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +35,31 @@ class QuantizedTable:
     """float32 `[V]`."""
 
 
-Table = jax.Array | QuantizedTable
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupedTable:
+    """A `[V, D]` table of 4-bit codes from -8 to 7, each group of a row with a scale.
+
+    Rows are padded to whole blocks of 8 groups. In the 128 bytes of a block, the two halves hold
+    the values 0 to 15 and 16 to 31 of every group; byte 32 h + 4 g + r of a half holds, from its
+    lowest bits up, the values 4 h + r and 8 + 4 h + r of group g (h being 0 or 1), each plus 8. So
+    a vector's sums of four products belong to one group each.
+    """
+
+    codes: jax.Array
+    """uint8 `[V, 128 * ceil(D / 256)]`."""
+    scale: jax.Array
+    """bfloat16 `[V, 8 * ceil(D / 256)]`."""
+    width: int = dataclasses.field(metadata={"static": True})
+    """D."""
+
+
+Table = jax.Array | QuantizedTable | GroupedTable
+
+
+def is_quantized(table: object) -> bool:
+    """Whether a table is one of integers."""
+    return isinstance(table, (QuantizedTable, GroupedTable))
 
 
 def quantize_table(table_VD: jax.Array) -> QuantizedTable:
@@ -39,11 +72,62 @@ def quantize_table(table_VD: jax.Array) -> QuantizedTable:
     return QuantizedTable(codes, scale[:, 0])
 
 
+def quantize_groups(table_VD: jax.Array) -> GroupedTable:
+    """Rounds each group of a row to int4, at the scale that leaves the smallest squared error.
+
+    >>> table = quantize_groups(jnp.arange(-8.0, 8.0)[None])
+    >>> look_up(table, jnp.array([0])).tolist() == [list(range(-8, 8))]
+    True
+    """
+    V, D = table_VD.shape
+    padded = jnp.pad(widen(table_VD), ((0, 0), (0, -D % _BLOCK)))
+    groups = padded.reshape(V, padded.shape[1] // GROUP, GROUP)
+    codes, scale = jax.lax.map(_group_codes, groups, batch_size=_ROWS_AT_ONCE)
+    # [V, blocks, groups, halves, low and high, h, r]
+    fields = (codes + 8).astype(jnp.uint8).reshape(V, -1, _BLOCK_GROUPS, 2, 2, 2, 4)
+    fields = fields.transpose(0, 1, 3, 4, 5, 2, 6)
+    packed = fields[:, :, :, 0] | fields[:, :, :, 1] << 4
+    return GroupedTable(packed.reshape(V, -1), scale, D)
+
+
+def _group_codes(values_GK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """int8 codes and bfloat16 scales of a row's groups."""
+    place = jnp.argmax(jnp.abs(values_GK), axis=-1, keepdims=True)
+    extreme = jnp.take_along_axis(values_GK, place, axis=-1)[:, 0]
+    tried_NG = (extreme / -8 * _SCALES_TRIED[:, None]).astype(jnp.bfloat16)
+
+    def round_at(scale_G):
+        scale = scale_G.astype(jnp.float32)[:, None]
+        inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
+        codes = jnp.clip(jnp.round(values_GK * inverse), -8, 7)
+        return codes.astype(jnp.int8), jnp.sum((codes * scale - values_GK) ** 2, axis=-1)
+
+    codes_NGK, error_NG = jax.vmap(round_at)(tried_NG)
+    best = jnp.argmin(error_NG, axis=0)
+    codes = jnp.take_along_axis(codes_NGK, best[None, :, None], axis=0)[0]
+    return codes, jnp.take_along_axis(tried_NG, best[None], axis=0)[0]
+
+
+def _group_values(codes: jax.Array, scale: jax.Array, width: int) -> jax.Array:
+    """Float32 values `[..., width]` of a `GroupedTable`'s rows."""
+    halves = codes.reshape(*codes.shape[:-1], -1, 2, 2, _BLOCK_GROUPS, 4)
+    fields = jnp.stack([halves & 15, halves >> 4], axis=-4).astype(jnp.int8) - 8
+    # [..., blocks, halves, low and high, h, groups, r]
+    lead = fields.ndim - 6
+    order = (*range(lead + 1), lead + 4, lead + 1, lead + 2, lead + 3, lead + 5)
+    groups = fields.transpose(order).reshape(*scale.shape, GROUP)
+    values = groups.astype(jnp.float32) * scale.astype(jnp.float32)[..., None]
+    return values.reshape(*codes.shape[:-1], -1)[..., :width]
+
+
 def look_up(table: Table, index: jax.Array) -> jax.Array:
     """Rows of a table: `[..., D]` for indices `[...]`."""
     if isinstance(table, QuantizedTable):
         rows = jnp.take(table.codes, index, axis=0).astype(jnp.float32)
         return rows * jnp.take(table.scale, index)[..., None]
+    if isinstance(table, GroupedTable):
+        codes, scale = (jnp.take(part, index, axis=0) for part in (table.codes, table.scale))
+        return _group_values(codes, scale, table.width)
     return jnp.take(table, index, axis=0)
 
 
@@ -51,7 +135,7 @@ def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "a
     """`x @ table^T` in float32.
 
     With a quantised table `x` is rounded to int8 a row too, and the integers are multiplied and
-    summed exactly.
+    summed exactly, in a `GroupedTable` those of each group.
 
     Args:
       x_ND: hidden states.
@@ -64,20 +148,38 @@ def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "a
     Raises:
       ConfigError: the implementation asked for doesn't run here.
     """
+    if isinstance(table, GroupedTable):
+        return _project_groups(x_ND, table, implementation)
     if not isinstance(table, QuantizedTable):
         return matmul_transposed(x_ND, table.astype(x_ND.dtype))
     (N, D), V = x_ND.shape, table.codes.shape[0]
     fits = D % _KERNEL_WIDTH == 0 and x_ND.dtype in (jnp.float32, jnp.bfloat16)
     needs = f"float32 or bfloat16 and a width that is a multiple of {_KERNEL_WIDTH}"
     if native.choose(implementation, fits, needs) == "cpu":
-        results = (
-            jax.ShapeDtypeStruct((N * (D + 4),), jnp.uint8),  # working memory
-            jax.ShapeDtypeStruct((N, V), jnp.float32),
-        )
-        call = jax.ffi.ffi_call("bitttt_table_matmul", results, vmap_method="sequential")
-        return call(x_ND, table.codes, table.scale)[1]
+        return _native_product("table", x_ND, N * (D + 4), V, table.codes, table.scale)
     codes, scale = quantize.int8_codes(widen(x_ND))
     sums = jax.lax.dot_general(
         codes, table.codes, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
     )
     return sums.astype(jnp.float32) * (scale * table.scale)
+
+
+def _project_groups(x_ND: jax.Array, table: GroupedTable, implementation: native.Choice):
+    N, (V, row_bytes) = x_ND.shape[0], table.codes.shape
+    fits = x_ND.dtype in (jnp.float32, jnp.bfloat16)
+    if native.choose(implementation, fits, "float32 or bfloat16") == "cpu":
+        # Codes, their sums in each block, and the scale of each row.
+        workspace = N * (2 * row_bytes + row_bytes // 2 + 4)
+        return _native_product("grouped", x_ND, workspace, V, table.codes, table.scale)
+    codes, scale = quantize.int8_codes(widen(x_ND))
+    values = _group_values(table.codes, table.scale, table.width)
+    return matmul_transposed(codes.astype(jnp.float32), values) * scale
+
+
+def _native_product(name: str, x_ND: jax.Array, workspace: int, V: int, *table: jax.Array):
+    results = (
+        jax.ShapeDtypeStruct((workspace,), jnp.uint8),
+        jax.ShapeDtypeStruct((x_ND.shape[0], V), jnp.float32),
+    )
+    call = jax.ffi.ffi_call(f"bitttt_{name}_matmul", results, vmap_method="sequential")
+    return call(x_ND, *table)[1]

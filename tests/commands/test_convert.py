@@ -53,10 +53,11 @@ def test_the_packed_model_writes_the_same_text(
     assert layout in (folder / packed_model.CARD_FILE).read_text()
 
 
-def test_quantised_tables(trained_run: Path, tmp_path: Path, capsys: Captured):
-    assert convert.main([str(trained_run), str(tmp_path / "m"), "--table=int8"]) == ExitCode.OK
+@pytest.mark.parametrize(("table", "dtype"), [("int8", np.int8), ("int4", np.uint8)])
+def test_quantised_tables(table, dtype, trained_run: Path, tmp_path: Path, capsys: Captured):
+    assert convert.main([str(trained_run), str(tmp_path / "m"), f"--table={table}"]) == ExitCode.OK
     tensors, _ = safetensors.read(tmp_path / "m" / packed_model.WEIGHTS_FILE)
-    assert tensors["embed/embedding/codes"].dtype == np.int8
+    assert tensors["embed/embedding/codes"].dtype == dtype
     out = capsys.readouterr().out
     before, after = map(
         float, re.search(r"held-out loss +(\S+) before, (\S+) packed", out).groups()

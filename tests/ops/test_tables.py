@@ -55,6 +55,44 @@ def test_rounding_costs_half_a_step_at_most():
     assert np.asarray(table.codes).min() >= -127  # what the kernels count on
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_with_groups_are_those_of_their_values(implementation, dtype, shape):
+    x, values = inputs(*shape, dtype)
+    table = jax.jit(tables.quantize_groups)(values)
+    y = jax.jit(lambda x, t: tables.project(x, t, implementation=implementation))(x, table)
+    rows = np.asarray(tables.look_up(table, jnp.arange(len(values))), np.float64)
+    wide = np.asarray(x.astype(jnp.float32), np.float64)
+    largest = np.abs(wide).max(-1, keepdims=True)
+    codes = np.asarray(tables.quantize.int8_codes(x)[0], np.float64)
+    np.testing.assert_allclose(codes * largest / 127, wide, atol=largest.max() / 250)
+    sizes = np.abs(codes) @ np.abs(rows).T * largest / 127
+    assert np.all(np.abs(y - codes @ rows.T * largest / 127) <= 1e-6 * sizes)
+
+
+def test_groups_are_rounded_within_themselves():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(7, 300)).astype(np.float32)
+    values[3, 32:64] *= 100  # one large group
+    values[5, :32] = 0
+    table = tables.quantize_groups(values)
+    assert (table.codes.shape, table.scale.shape) == ((7, 256), (7, 16))
+    rows = np.asarray(tables.look_up(table, jnp.arange(7)))
+    assert rows.shape == values.shape and np.all(rows[5, :32] == 0)
+    groups = [slice(start, min(start + 32, 300)) for start in range(0, 300, 32)]
+    for row, exact in zip(rows, values, strict=True):
+        for group in groups:
+            step = np.abs(exact[group]).max() / 8
+            # Rounded, or a largest magnitude that the best scale leaves out.
+            assert np.abs(row[group] - exact[group]).max() <= 1.5 * step
+    normal = np.delete(values, [3, 5], axis=0), np.delete(rows, [3, 5], axis=0)
+    plain_step = np.repeat(np.abs(normal[0][:, :288]).reshape(5, 9, 32).max(-1) / 7, 32, axis=1)
+    plain = np.round(normal[0][:, :288] / plain_step) * plain_step
+    error = lambda found: np.mean((found - normal[0][:, :288]) ** 2)
+    assert error(normal[1][:, :288]) < 0.9 * error(plain)
+
+
 def test_a_table_of_floats_is_multiplied_as_it_is():
     x, values = inputs(3, 64, 5)
     np.testing.assert_array_equal(tables.look_up(values, jnp.array([4])), values[[4]])

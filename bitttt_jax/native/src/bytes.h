@@ -4,7 +4,7 @@
 // codes of field f come out times 4^f. That spares a shift where there are registers for sums of
 // their own for every field, of 32 bits.
 //
-// dot: adds u * s; where sums of pairs have 16 bits u may not be beyond 2.
+// dot: adds u * s, four products that follow one another to each sum; u may not be beyond 127.
 // dot_signed: adds x * w, both signed, neither -128. kOffset: x must have 128 added to it, and the
 // result is too large by `dot_signed(.., splat_offset(), w)`.
 
@@ -17,6 +17,8 @@
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace bitttt {
@@ -161,24 +163,27 @@ inline Bytes splat_offset() { return Bytes{}; }
 inline Sums dot_signed(Sums sums, Bytes x, Bytes w) {
   return (Sums)vdotq_s32((int32x4_t)sums, (int8x16_t)x, (int8x16_t)w);
 }
+#elif defined(__SSE2__)
+inline Sums dot_signed(Sums sums, Bytes x, Bytes w) {
+  const auto low = [](Bytes b) {
+    return _mm_srai_epi16(_mm_unpacklo_epi8(__m128i{}, (__m128i)b), 8);
+  };
+  const auto high = [](Bytes b) {
+    return _mm_srai_epi16(_mm_unpackhi_epi8(__m128i{}, (__m128i)b), 8);
+  };
+  const __m128 pairs[2] = {_mm_castsi128_ps(_mm_madd_epi16(low(x), low(w))),
+                           _mm_castsi128_ps(_mm_madd_epi16(high(x), high(w)))};
+  return sums + (Sums)_mm_shuffle_ps(pairs[0], pairs[1], 0x88) +
+         (Sums)_mm_shuffle_ps(pairs[0], pairs[1], 0xdd);
+}
 #else
 inline Sums dot_signed(Sums sums, Bytes x, Bytes w) {
   typedef int8_t Signed __attribute__((vector_size(16)));
-  typedef int16_t Half __attribute__((vector_size(16)));
   typedef int16_t Whole __attribute__((vector_size(32)));
-  typedef int32_t Wide __attribute__((vector_size(32)));
-  union {
-    Whole whole;
-    Half half[2];
-  } products;
-  products.whole =
+  const Whole p =
       __builtin_convertvector((Signed)x, Whole) * __builtin_convertvector((Signed)w, Whole);
-  union {
-    Wide wide;
-    Sums sums[2];
-  } result;
-  result.wide = __builtin_convertvector(products.half[0] + products.half[1], Wide);
-  return sums + result.sums[0] + result.sums[1];
+  for (int i = 0; i < 16; ++i) sums[i / 4] += p[i];
+  return sums;
 }
 #endif
 // Codes are below 128.

@@ -27,8 +27,8 @@ Kernels choose_kernels() {
   const char* variable = std::getenv("BITTTT_INSTRUCTION_SET");
   const std::string asked = variable ? variable : "";
   const auto wanted = [&](const char* name) { return asked.empty() || asked == name; };
-  const auto with = [](const char* name, const PackedTable& packed,
-                       const TableTable& table) -> Kernels {
+  const auto with = [](const char* name, const PackedTable& packed, const TableTable& table,
+                       const GroupedTable& grouped) -> Kernels {
     return {name,
             ttt_linear_avx512,
             ttt_mlp_avx512,
@@ -36,7 +36,8 @@ Kernels choose_kernels() {
             attention_avx512,
             norm_avx512,
             packed,
-            table};
+            table,
+            grouped};
   };
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -47,28 +48,29 @@ Kernels choose_kernels() {
 #if !defined(WITHOUT_AMX)
   const bool amx = avx512vnni && has_feature(0, 3, 24) && has_feature(0, 3, 25);
   if (amx && wanted("amx") && may_use_amx()) {
-    Kernels kernels = with("amx", packed_avx512vnni, table_avx512vnni);
+    Kernels kernels = with("amx", packed_avx512vnni, table_avx512vnni, grouped_avx512vnni);
     kernels.packed.multiply_many = multiply_many_amx;
     kernels.packed.multiply_many_bfloat16 = multiply_many_amx;
     return kernels;
   }
 #endif
   if (avx512vnni && wanted("avx512vnni")) {
-    return with("avx512vnni", packed_avx512vnni, table_avx512vnni);
+    return with("avx512vnni", packed_avx512vnni, table_avx512vnni, grouped_avx512vnni);
   }
-  if (avx512 && wanted("avx512")) return with("avx512", packed_avx2, table_avx2);
+  if (avx512 && wanted("avx512")) return with("avx512", packed_avx2, table_avx2, grouped_avx2);
 #if !defined(WITHOUT_AVXVNNI)
   if (avx2 && has_feature(1, 0, 4) && wanted("avxvnni")) {
-    return {"avxvnni",      ttt_linear_avx2, ttt_mlp_avx2,   convolution_avx2,
-            attention_avx2, norm_avx2,       packed_avxvnni, table_avxvnni};
+    return {"avxvnni", ttt_linear_avx2, ttt_mlp_avx2,  convolution_avx2, attention_avx2,
+            norm_avx2, packed_avxvnni,  table_avxvnni, grouped_avxvnni};
   }
 #endif
   if (avx2 && wanted("avx2")) {
-    return {"avx2",         ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2,
-            attention_avx2, norm_avx2,       packed_avx2,  table_avx2};
+    return {"avx2",    ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2, attention_avx2,
+            norm_avx2, packed_avx2,     table_avx2,   grouped_avx2};
   }
-  return {"baseline",         ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline,
-          attention_baseline, norm_baseline,       packed_baseline,  table_baseline};
+  return {"baseline",           ttt_linear_baseline, ttt_mlp_baseline,
+          convolution_baseline, attention_baseline,  norm_baseline,
+          packed_baseline,      table_baseline,      grouped_baseline};
 }
 
 #else
@@ -81,12 +83,13 @@ Kernels choose_kernels() {
   const bool has_dot_products = true;
 #endif
   if (has_dot_products) {
-    return {"neon",         ttt_linear_neon, ttt_mlp_neon, convolution_neon,
-            attention_neon, norm_neon,       packed_neon,  table_neon};
+    return {"neon",    ttt_linear_neon, ttt_mlp_neon, convolution_neon, attention_neon,
+            norm_neon, packed_neon,     table_neon,   grouped_neon};
   }
 #endif
-  return {"baseline",         ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline,
-          attention_baseline, norm_baseline,       packed_baseline,  table_baseline};
+  return {"baseline",           ttt_linear_baseline, ttt_mlp_baseline,
+          convolution_baseline, attention_baseline,  norm_baseline,
+          packed_baseline,      table_baseline,      grouped_baseline};
 }
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "convolution.h"
+#include "grouped.h"
 #include "norm.h"
 #include "packed.h"
 #include "table.h"
@@ -19,6 +20,7 @@ struct Kernels {
   const NormTable& norm;
   PackedTable packed;
   const TableTable& table;
+  const GroupedTable& grouped;
 };
 
 const Kernels& kernels();

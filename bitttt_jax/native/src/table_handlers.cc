@@ -12,12 +12,39 @@ namespace {
 
 constexpr int64_t kTaskBytes = 64 * 1024;
 
-// x is [M, D], the table has codes [V, D] and scales [V]; the results are [M, V] and working
-// memory.
+ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(what); }
+
+// Rounds the activations x, and multiplies them with all V entries of a table.
+template <typename Input, typename Table, typename Rows>
+ffi::Error multiply_all(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const Input& in,
+                        const Table& table, int64_t V, int64_t entry_bytes, const Rows& rows) {
+  for (int64_t m = 0; m < in.rows; ++m) {
+    if (x.element_type() == ffi::F32) {
+      table.quantize(static_cast<const float*>(x.untyped_data()) + m * in.width, in, m);
+    } else if (x.element_type() == ffi::BF16) {
+      table.quantize_bfloat16(static_cast<const uint16_t*>(x.untyped_data()) + m * in.width, in, m);
+    } else {
+      return wrong("table: neither float32 nor bfloat16");
+    }
+  }
+  const int64_t together = std::max<int64_t>(kTaskBytes / entry_bytes, 1);
+  run_all(
+      pool, (V + together - 1) / together,
+      [&](int64_t i) {
+        Rows some = rows;
+        some.first = i * together;
+        some.last = std::min((i + 1) * together, V);
+        table.multiply(in, some);
+      },
+      Wait::kActively);
+  return ffi::Error::Success();
+}
+
+// x is [M, D], the table has codes [V, D] and scales [V]; the results are working memory and
+// [M, V].
 ffi::Error table_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S8> codes,
                         ffi::Buffer<ffi::F32> scale, ffi::Result<ffi::Buffer<ffi::U8>> workspace,
                         ffi::Result<ffi::Buffer<ffi::F32>> y) {
-  const auto wrong = [](const char* what) { return ffi::Error::InvalidArgument(what); };
   const auto of_x = x.dimensions(), of_codes = codes.dimensions(), of_y = y->dimensions();
   if (of_x.size() != 2 || of_codes.size() != 2 || of_y.size() != 2 || of_x[1] != of_codes[1] ||
       of_x[1] % kTableWidth || of_y[0] != of_x[0] || of_y[1] != of_codes[0] ||
@@ -28,28 +55,32 @@ ffi::Error table_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi:
   if (static_cast<int64_t>(workspace->element_count()) < in.workspace_bytes()) {
     return wrong("table: too little working memory");
   }
-  const TableTable& table = kernels().table;
-  const bool is_bfloat16 = x.element_type() == ffi::BF16;
-  if (!is_bfloat16 && x.element_type() != ffi::F32) {
-    return wrong("table: neither float32 nor bfloat16");
+  const TableRows rows = {codes.typed_data(), scale.typed_data(), 0, 0, y->typed_data(), of_y[1]};
+  return multiply_all(pool, x, in, kernels().table, of_y[1], in.width, rows);
+}
+
+// As `table_matmul`, with codes [V, bytes of a row] and scales [V, groups of a row].
+ffi::Error grouped_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> codes,
+                          ffi::Buffer<ffi::BF16> scale, ffi::Result<ffi::Buffer<ffi::U8>> workspace,
+                          ffi::Result<ffi::Buffer<ffi::F32>> y) {
+  const auto of_x = x.dimensions(), of_codes = codes.dimensions(), of_y = y->dimensions();
+  if (of_x.size() != 2 || of_codes.size() != 2 || of_y.size() != 2 || of_y[0] != of_x[0] ||
+      of_y[1] != of_codes[0]) {
+    return wrong("grouped table: shapes don't fit");
   }
-  for (int64_t m = 0; m < in.rows; ++m) {
-    if (is_bfloat16) {
-      table.quantize_bfloat16(static_cast<const uint16_t*>(x.untyped_data()) + m * in.width, in, m);
-    } else {
-      table.quantize(static_cast<const float*>(x.untyped_data()) + m * in.width, in, m);
-    }
+  const GroupedInput in(of_x[0], of_x[1], workspace->typed_data());
+  if (of_codes[1] != in.blocks * kBlockCodes ||
+      static_cast<int64_t>(scale.element_count()) != of_y[1] * in.blocks * kBlockGroups ||
+      static_cast<int64_t>(workspace->element_count()) < in.workspace_bytes()) {
+    return wrong("grouped table: sizes don't fit");
   }
-  const int64_t V = of_codes[0];
-  const int64_t together = std::max<int64_t>(kTaskBytes / in.width, 1);
-  run_all(
-      pool, (V + together - 1) / together,
-      [&](int64_t i) {
-        table.multiply(in, {codes.typed_data(), scale.typed_data(), i * together,
-                            std::min((i + 1) * together, V), y->typed_data(), V});
-      },
-      Wait::kActively);
-  return ffi::Error::Success();
+  const GroupedRows rows = {codes.typed_data(),
+                            reinterpret_cast<const uint16_t*>(scale.untyped_data()),
+                            0,
+                            0,
+                            y->typed_data(),
+                            of_y[1]};
+  return multiply_all(pool, x, in, kernels().grouped, of_y[1], of_codes[1], rows);
 }
 
 }  // namespace
@@ -60,5 +91,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     table_matmul, bitttt::table_matmul,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
         .Arg<ffi::AnyBuffer>().Arg<ffi::Buffer<ffi::S8>>().Arg<ffi::Buffer<ffi::F32>>()
+        .Ret<ffi::Buffer<ffi::U8>>().Ret<ffi::Buffer<ffi::F32>>());  // working memory; product
+// clang-format on
+
+// clang-format off
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    grouped_matmul, bitttt::grouped_matmul,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+        .Arg<ffi::AnyBuffer>().Arg<ffi::Buffer<ffi::U8>>().Arg<ffi::Buffer<ffi::BF16>>()
         .Ret<ffi::Buffer<ffi::U8>>().Ret<ffi::Buffer<ffi::F32>>());  // working memory; product
 // clang-format on

@@ -33,8 +33,7 @@ typedef uint16_t Half __attribute__((vector_size(2 * LANES)));
 typedef uint16_t UnalignedHalf __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint32_t Word __attribute__((vector_size(4 * LANES)));
 
-inline Vector load(const uint16_t* p) {
-  const Half half = *reinterpret_cast<const UnalignedHalf*>(p);
+inline Vector widen(Half half) {
 #if LANES == 16  // GCC makes five instructions of the conversion
   const Word wide =
       reinterpret_cast<Word>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(half)));
@@ -43,6 +42,7 @@ inline Vector load(const uint16_t* p) {
 #endif
   return reinterpret_cast<Vector>(wide << 16);
 }
+inline Vector load(const uint16_t* p) { return widen(*reinterpret_cast<const UnalignedHalf*>(p)); }
 
 // Rounds to nearest, ties to even.
 inline void store(uint16_t* p, Vector x) {
