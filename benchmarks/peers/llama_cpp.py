@@ -7,7 +7,8 @@ The model has the shape of one of ours, as far as llama.cpp's architecture `bitn
 matrices, norms, grouped queries and tied head. It is built of random TQ2_0 blocks (ternary, a scale
 for every 256 weights), and of random Q6_K blocks for the table. `DIFFERENCES` has the rest.
 
-`benchmarks.packed` runs this module with the peer's Python, which needs neither jax nor the package.
+`benchmarks.packed` runs this module with the Python of the peer, which needs neither jax nor the
+package.
 """
 
 from __future__ import annotations
