@@ -63,12 +63,20 @@ def run_child(
     Raises:
       ChildFailed: it ended with an exit code other than 0.
     """
-    command = [python, "-m", module, *args]
+    return json.loads(run([python, "-m", module, *args], env).splitlines()[-1])
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    """Runs a command from the repository's root; what it printed.
+
+    Raises:
+      ChildFailed: it ended with an exit code other than 0.
+    """
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         tail = "\n".join(done.stderr.splitlines()[-_KEPT_STDERR_LINES:])
-        raise ChildFailed(f"{module} ended with {done.returncode}: {tail}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise ChildFailed(f"{' '.join(command[1:4])} ended with {done.returncode}: {tail}")
+    return done.stdout
 
 
 def find_peer(flag: str, packages: Sequence[str]) -> str | None:

@@ -79,7 +79,7 @@ def write_model(path: Path, shape: dict[str, Any]) -> None:
     writer.add_block_count(L)
     writer.add_feed_forward_length(F)
     writer.add_head_count(shape["num_heads"])
-    writer.add_head_count_kv(shape["num_kv_heads"])
+    writer.add_head_count_kv(shape["kv_heads"])
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(shape["rope_theta"])
     writer.add_layer_norm_rms_eps(shape["norm_eps"])
@@ -88,7 +88,7 @@ def write_model(path: Path, shape: dict[str, Any]) -> None:
     types = gguf.GGMLQuantizationType
     writer.add_tensor("token_embd.weight", random_q6_k(rng, D, V), raw_dtype=types.Q6_K)
     writer.add_tensor("output_norm.weight", np.ones(D, np.float32))
-    kv = width * shape["num_kv_heads"]
+    kv = width * shape["kv_heads"]
     matrices = {
         **{"attn_q": (D, D), "attn_k": (D, kv), "attn_v": (D, kv), "attn_output": (D, D)},
         **{"ffn_gate": (D, F), "ffn_up": (D, F), "ffn_down": (F, D)},

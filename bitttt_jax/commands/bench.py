@@ -99,6 +99,7 @@ def _main(argv: Sequence[str]) -> None:
                 {"what": "decode", "context": context, "batch": batch, "bytes": read}
                 | dataclasses.asdict(step)
                 | {"share_of_bandwidth": share}
+                | {"state_bytes": speed.state_bytes(config, params, context, batch)}
             )
             _print("decode", context, batch, batch, step)
             print(f"            {read / 1e6:8.1f} MB a step{_of_memory(share)}")
