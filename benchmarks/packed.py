@@ -198,8 +198,10 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
     def over_rounds(*path: str | int) -> dict[str, float]:
         return measure.spread([functools.reduce(operator.getitem, path, run) for run in runs])
 
-    if runs[0]["load"] and "file_bytes" in runs[0]["load"]:
-        return {"load": {key: over_rounds("load", key) for key in runs[0]["load"]}}
+    if "file_bytes" in (load := runs[0]["load"] or {}):
+        grown = ("seconds", "resident_bytes", "peak_resident_bytes")
+        spreads = {key: over_rounds("load", key) for key in grown}
+        return {"load": spreads | {"file_bytes": load["file_bytes"]}}
     summary: dict[str, Any] = {"prefill_s": {}, "step_s": {}}
     for index, line in enumerate(runs[0]["runs"]):
         tokens, kind = line.get("tokens") or line["context"], line["what"]
@@ -219,7 +221,7 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _in_words(summary: dict[str, Any]) -> str:
     if load := summary.get("load"):
-        share = load["resident_bytes"]["median"] / load["file_bytes"]["median"]
+        share = load["resident_bytes"]["median"] / load["file_bytes"]
         return f"{load['seconds']['median']:.2f} s, {share:.2f} times the file in memory"
     prefill = [
         f"{int(tokens) / seconds['median']:,.0f} tokens/s with {int(tokens):,}"
