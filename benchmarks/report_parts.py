@@ -122,12 +122,12 @@ def packed(record: Record) -> list[str]:
         [f"steps after {int(n):,} tokens", *(rate(1, c["step_s"][n]) for c in columns)]
         for n in columns[0]["step_s"]
     ]
-    rounds = len(ours["runs"])
+    rounds = [len(case["runs"]) for case in cases.values()]
     intro = (
         "**Packed weights**, `python -m benchmarks.packed`: random weights in the shape of BitNet "
         "b1.58 2B4T, 2.4 B parameters, embedding and head in int8; tokens a second of one sequence "
-        f"with {record['threads']} threads; {_software(record)}; medians of {rounds} "
-        f"round{'s' if rounds > 1 else ''} in turns, [record]({record_path('packed')})."
+        f"with {record['threads']} threads; {_software(record)}; medians of "
+        f"{_range(rounds, 0)} rounds in turns, [record]({record_path('packed')})."
     )
     figure = record_path("packed", "-latency.png")
     return [
@@ -190,8 +190,8 @@ def _load(case: Record) -> str:
     times = lambda key: f"{load[key]['median'] / load['file_bytes']:.2f}"
     return (
         f"Loading the large shape from a file of {load['file_bytes'] / 1e6:,.0f} MB in the "
-        f"system's cache, its hash checked: {load['seconds']['median']:.1f} s. The process grows by "
-        f"{times('resident_bytes')} times the file, {times('peak_resident_bytes')} at its peak."
+        f"system's cache, its hash checked: {load['seconds']['median']:.1f} s. The process grows "
+        f"by {times('resident_bytes')} times the file, {times('peak_resident_bytes')} at its peak."
     )
 
 
