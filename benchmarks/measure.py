@@ -22,8 +22,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bitttt_jax.errors import ConfigError
+
 ROOT = Path(__file__).parent.parent
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Those that decide how fast the same program is.
 _ENVIRONMENT = re.compile(r"^(JAX_(?!COMPILATION_CACHE)|XLA_|LIBTPU_|OMP_|MKL_|MALLOC_|LD_PRELOAD)")
 _CPU_FEATURES = (
@@ -41,13 +43,19 @@ class ChildFailed(Exception):
     """A measuring process that gave no result; the message has the end of its stderr."""
 
 
-def run_child(module: str, args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Any:
+def run_child(
+    module: str,
+    args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> Any:
     """Runs `python -m module` from the repository's root.
 
     Args:
       module: prints one line of JSON last.
       args: its arguments.
       env: its whole environment; this process's if None.
+      python: the interpreter.
 
     Returns:
       The parsed line.
@@ -55,12 +63,45 @@ def run_child(module: str, args: Sequence[str] = (), env: Mapping[str, str] | No
     Raises:
       ChildFailed: it ended with an exit code other than 0.
     """
-    command = [sys.executable, "-m", module, *args]
+    return json.loads(run([python, "-m", module, *args], env).splitlines()[-1])
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    """Runs a command from the repository's root; what it printed.
+
+    Raises:
+      ChildFailed: it ended with an exit code other than 0.
+    """
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         tail = "\n".join(done.stderr.splitlines()[-_KEPT_STDERR_LINES:])
-        raise ChildFailed(f"{module} ended with {done.returncode}: {tail}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise ChildFailed(f"{' '.join(command[1:4])} ended with {done.returncode}: {tail}")
+    return done.stdout
+
+
+def find_peer(flag: str, packages: Sequence[str]) -> str | None:
+    """The interpreter that another framework is measured with; None where it isn't installed.
+
+    Args:
+      flag: value of --peer_python; this interpreter if empty.
+      packages: what it must be able to import.
+
+    Raises:
+      ConfigError: the flag names one that can't.
+    """
+    command = [flag or sys.executable, "-c", f"import {', '.join(packages)}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise ConfigError(f"--peer_python={flag} can't be run", error.strerror or "") from None
+    if done.returncode == 0:
+        return command[0]
+    why = (done.stderr.splitlines() or [""])[-1]
+    if flag:
+        raise ConfigError(f"--peer_python={flag} can't import {' and '.join(packages)}", why)
+    text = f"the peer is left out ({why}); --peer_python=PATH names a Python that has it"
+    print(text, file=sys.stderr)
+    return None
 
 
 def observe() -> dict[str, Any]:
@@ -107,10 +148,10 @@ def short_description(machine: Mapping[str, Any]) -> str:
     )
 
 
-def versions() -> dict[str, str]:
-    """Python, the libraries that are installed, and this repository's revision."""
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Python, and those of some packages that are installed."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

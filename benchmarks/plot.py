@@ -1,8 +1,10 @@
 """Draws the training benchmark: tokens a second by case, and how they change with T and batch.
 
     python -m benchmarks.plot benchmarks/results/train_step-MACHINE.json
+    python -m benchmarks.plot benchmarks/results/packed-MACHINE.json
 
-Writes train_step-MACHINE-throughput and -growth beside the record, as .png and .svg.
+Writes train_step-MACHINE-throughput and -growth, or packed-MACHINE-latency (`plot_packed`), beside
+the record, as .png and .svg.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, measure
+from benchmarks import figures, measure, plot_packed
 from benchmarks.records import read_record
 from benchmarks.train_cases import DTYPES, MIXERS, WEIGHTS
 from bitttt_jax.errors import ConfigError, run_main
@@ -28,7 +30,7 @@ _TORCH_TEXT = "PyTorch, float"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draws both figures; returns the exit code."""
+    """Draws a record's figures; returns the exit code."""
     return run_main(_main, argv)
 
 
@@ -44,6 +46,9 @@ def _main(argv: Sequence[str]) -> None:
     if not measured:
         raise ConfigError(f"{path} has no measured case")
     where = _machine_text(record)
+    if record["title"] == "packed":
+        plot_packed.latency(record, path.with_name(f"{path.stem}-latency"), where)
+        return
     throughput(measured, path.with_name(f"{path.stem}-throughput"), where)
     growth(measured, path.with_name(f"{path.stem}-growth"), where)
 

@@ -123,3 +123,23 @@ def test_overhead_is_measured(tmp_path: Path, toy: Path):
         "full": 2,
     }
     assert set(record["overhead_percent"]) == {"loop", "full"}
+
+
+@pytest.mark.slow
+def test_packed_models_are_measured(tmp_path: Path):
+    path = tmp_path / "record.json"
+    done = run_script("benchmarks.packed", "--tiny", "--rounds=1", f"--output={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(tmp_path) not in path.read_text()
+    record = json.loads(path.read_text())
+    assert list(record["cases"]) == ["attention", "ttt_linear", "load"]
+    for name in ("attention", "ttt_linear"):
+        summary = record["cases"][name]["summary"]
+        assert list(summary["prefill_s"]) == ["16"]
+        assert list(summary["step_s"]) == ["16", "32"]
+        (result,) = record["cases"][name]["runs"]
+        assert summary["step_s"]["32"]["median"] == pytest.approx(
+            result["runs"][2]["median"], rel=1e-3
+        )
+    load = record["cases"]["load"]["summary"]["load"]
+    assert load["peak_resident_bytes"]["median"] >= load["resident_bytes"]["median"] > 0

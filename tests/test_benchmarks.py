@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -174,6 +175,116 @@ def test_figures_are_drawn(load, drawn_record: Path):
         assert "PyTorch" in (text := picture.with_suffix(".svg").read_text()) or name == "growth"
         assert "attention" in text
     assert len(list(drawn_record.parent.iterdir())) == 5
+
+
+def test_steps_of_packed_models_are_drawn(load, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    spread = load("benchmarks.measure").spread
+    steps = {str(context): spread([0.01, 0.02]) for context in (512, 1024)}
+    record = {
+        "title": "packed",
+        "date": "2026-01-01",
+        "machine": {"cpu": "a", "cores": 2, "accelerators": []},
+        "versions": {"jax": "1"},
+        "cases": {name: {"summary": {"step_s": steps}} for name in ("attention", "ttt_linear")},
+    }
+    path = tmp_path / "packed-a.json"
+    path.write_text(json.dumps(record))
+    assert load("benchmarks.plot").main([str(path)]) == 0
+    text = (tmp_path / "packed-a-latency.svg").read_text()
+    assert "TTT-Linear" in text and "llama.cpp" not in text
+
+
+def test_cases_take_turns_and_go_on_after_a_failure(load, tmp_path: Path, monkeypatch):
+    turns, measure = load("benchmarks.turns"), load("benchmarks.measure")
+    observed = {"load": [0.0], "calibration_gflops": {"float32": 1.0}}
+    monkeypatch.setattr(measure, "observe", lambda: observed)
+    path, order, broken = tmp_path / "record.json", [], {"b"}
+
+    def case(name: str):
+        def run() -> dict[str, int]:
+            order.append(name)
+            if name in broken:
+                raise measure.ChildFailed("it broke")
+            return {"seconds": len(order)}
+
+        return turns.Case({"about": name}, run)
+
+    cases = {name: case(name) for name in "ab"}
+    summarise = lambda entry: {"count": len(entry["runs"])}
+    go = lambda record, rounds: turns.take_turns(
+        path, record, cases, rounds, observed, summarise, str
+    )
+    assert not go({}, 2)
+    assert order == ["a", "b", "a", "b"]
+    broken.clear()
+    record = json.loads(path.read_text())
+    assert "it broke" in record["cases"]["b"]["error"]
+    assert go(record, 2)
+    assert order[4:] == ["b", "b"]
+    record = json.loads(path.read_text())
+    assert [entry["summary"]["count"] for entry in record["cases"].values()] == [2, 2]
+    assert "error" not in record["cases"]["b"]
+    assert record["cases"]["a"]["summary"]["lowest_calibration"] == 1.0
+
+
+def test_cases_are_chosen_by_patterns(load):
+    chosen = load("benchmarks.turns").chosen
+    assert list(chosen({"ab": 1, "bc": 2, "cd": 3}, "a*,cd")) == ["ab", "cd"]
+    with pytest.raises(ConfigError, match="--only=x"):
+        chosen({"ab": 1}, "x")
+
+
+def test_a_peer_may_be_missing_unless_it_is_named(load, capsys: pytest.CaptureFixture[str]):
+    find_peer = load("benchmarks.measure").find_peer
+    assert find_peer("", ["json"]) == sys.executable
+    assert find_peer("", ["no_such_package"]) is None
+    assert "no_such_package" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no_such_package"):
+        find_peer(sys.executable, ["json", "no_such_package"])
+    with pytest.raises(ConfigError, match="can't be run"):
+        find_peer("/no/such/python", ["json"])
+
+
+def test_blocks_for_llama_cpp_hold_valid_numbers(load):
+    peer = load("benchmarks.peers.llama_cpp")
+    rng = np.random.default_rng(0)
+    blocks = peer.random_tq2_0(rng, 512, 3).reshape(3, 2, 66)
+    codes = blocks[..., :64, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+    assert set(np.unique(codes)) == {0, 1, 2}
+    assert np.all(blocks[..., 64:].copy().view(np.float16) == np.float16(0.02))
+    blocks = peer.random_q6_k(rng, 512, 3).reshape(3, 2, 210)
+    assert np.all(np.isfinite(blocks[..., 208:].copy().view(np.float16)))
+
+
+def test_the_readme_says_what_the_records_say(load):
+    report = load("benchmarks.report")
+    text = report.README.read_text(encoding="utf-8")
+    written = report.with_section(text, report.section(report.read_records()))
+    assert written == text, "python -m benchmarks.report writes the README's numbers"
+
+
+@pytest.mark.parametrize("title", ["train_step", "startup", "overhead", "packed"])
+def test_another_record_makes_another_section(load, title: str):
+    report = load("benchmarks.report")
+    records = report.read_records()
+    before = report.section(records)
+    assert report.section(records | {title: doubled_medians(records[title])}) != before
+
+
+def doubled_medians(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: 2 * v if k == "median" else doubled_medians(v) for k, v in value.items()}
+    return [doubled_medians(v) for v in value] if isinstance(value, list) else value
+
+
+def test_the_section_needs_its_marks(load):
+    report = load("benchmarks.report")
+    text = f"a\n{report.BEGIN}\nold\n{report.END}\nb"
+    assert "old" not in report.with_section(text, "new")
+    assert report.with_section(text, "new").endswith(f"new\n\n{report.END}\nb")
+    with pytest.raises(ConfigError, match="marks"):
+        report.with_section(f"a {report.BEGIN}", "new")
 
 
 def test_a_figure_needs_a_record(load, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -87,6 +87,7 @@ def measure_torch(case: Case, size: Size, seconds: float, at_least: int) -> dict
         "positions": case.batch * case.seq_len,
         "tokens": float(case.batch * case.seq_len),
         "threads": torch.get_num_threads(),
+        "versions": measure.versions(["torch", "numpy"]),
         "peak_rss_before_steps_mib": rss,
         "peak_rss_mib": measure.peak_rss_mib(),
         "parameters": sum(p.numel() for p in model.parameters()),

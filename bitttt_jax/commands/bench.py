@@ -70,25 +70,15 @@ def _main(argv: Sequence[str]) -> None:
     if bool(flags.config) == bool(flags.model):
         raise ConfigError("one of --config and --model is needed, not both")
     _use_threads(flags.threads)
-    from bitttt_jax import native
     from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference import speed
 
     use_compile_cache()
-    started = time.perf_counter()
-    config, params = _model(flags)
-    loaded = time.perf_counter() - started
-    print(f"ready after {loaded:.1f} s; measuring, compilation first", file=sys.stderr)
+    config, params, load = _model(flags)
+    print("measuring, compilation first", file=sys.stderr)
     bandwidth = speed.memory_bandwidth()
-    result: dict[str, Any] = {
-        "model": flags.model or flags.config,
-        "table": "" if flags.model else flags.table,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"bitttt_jax": __version__, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("jax", "jaxlib")},
-        "kernels_for": native.instruction_set(),
-        "threads": flags.threads or len(_cpus()),
-        "load_s": loaded,
+    result = _header(flags) | {
+        "load": load,
         "memory_gb_per_s": bandwidth and bandwidth / 1e9,
         "runs": [],
     }
@@ -109,6 +99,7 @@ def _main(argv: Sequence[str]) -> None:
                 {"what": "decode", "context": context, "batch": batch, "bytes": read}
                 | dataclasses.asdict(step)
                 | {"share_of_bandwidth": share}
+                | {"state_bytes": speed.state_bytes(config, params, context, batch)}
             )
             _print("decode", context, batch, batch, step)
             print(f"            {read / 1e6:8.1f} MB a step{_of_memory(share)}")
@@ -118,9 +109,23 @@ def _main(argv: Sequence[str]) -> None:
             for shape, weights in speed.packed_weights(params).items()
         ]
     result["resident_bytes"] = _resident_bytes()
-    print(f"resident    {result['resident_bytes'] / 2**20:8.0f} MiB")
+    print(f"resident    {_mib(result['resident_bytes'])}")
     if flags.json:
         _write(Path(flags.json), result)
+
+
+def _header(flags: Flags) -> dict[str, Any]:
+    from bitttt_jax import native
+
+    return {
+        "model": flags.model or flags.config,
+        "table": "" if flags.model else flags.table,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"bitttt_jax": __version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("jax", "jaxlib")},
+        "kernels_for": native.instruction_set(),
+        "threads": flags.threads or len(_cpus()),
+    }
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
@@ -188,14 +193,13 @@ def _use_threads(count: int) -> None:
         os.sched_setaffinity(0, _cpus()[:count])
 
 
-def _model(flags: Flags) -> tuple[Any, Any]:
+def _model(flags: Flags) -> tuple[Any, Any, dict[str, Any] | None]:
+    """Configuration and parameters, and what loading a trained model took."""
     from bitttt_jax.config_loading import load_config
     from bitttt_jax.inference import speed
-    from bitttt_jax.inference.load import load_model
 
     if flags.model:
-        model = load_model(flags.model)
-        return model.config.model, model.params
+        return _load(flags.model)
     config = load_config(flags.config).model
     if flags.vocab_size:
         config = dataclasses.replace(config, vocab_size=flags.vocab_size)
@@ -204,7 +208,39 @@ def _model(flags: Flags) -> tuple[Any, Any]:
             f"--config={flags.config} has no vocabulary size: its tokenizer is trained",
             fix="--vocab_size=32000, or --model with a trained model",
         )
-    return config, speed.random_params(config, flags.table)
+    return config, speed.random_params(config, flags.table), None
+
+
+def _load(path: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Loads a model, and says how long that took and by how much the process grew."""
+    import jax
+
+    from bitttt_jax.inference import packed_model
+    from bitttt_jax.inference.load import load_model
+    from bitttt_jax.training.hardware import host_peak_bytes
+
+    jax.devices()  # the backend's own memory isn't the model's
+    before, started = _resident_bytes(), time.perf_counter()
+    model = load_model(path)
+    jax.block_until_ready(model.params)
+    seconds, after = time.perf_counter() - started, _resident_bytes()
+    load: dict[str, Any] = {
+        "seconds": seconds,
+        "resident_bytes": after - before,
+        # The system's own count of the peak lags a little behind.
+        "peak_resident_bytes": max(host_peak_bytes(), after) - before,
+    }
+    text = f"{load['seconds']:8.1f} s, {_mib(load['resident_bytes'])} of memory"
+    text += f", {_mib(load['peak_resident_bytes'])} at most"
+    if packed_model.is_packed_model(Path(path)):
+        load["file_bytes"] = (Path(path) / packed_model.WEIGHTS_FILE).stat().st_size
+        text += f", for a file of {_mib(load['file_bytes'])}"
+    print(f"load        {text}")
+    return model.config.model, model.params, load
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def _print(what: str, tokens: int, batch: int, per_call: int, seconds: Any) -> None:

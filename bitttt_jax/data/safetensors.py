@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +21,7 @@ from bitttt_jax.errors import DataError
 
 ALIGNMENT = 64
 _MOST_HEADER_BYTES = 100_000_000  # as in the published library
+_READ_BYTES = 2**20  # at once: few enough that a digest finds them in the cache
 _NUMPY_TYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -37,6 +38,13 @@ _NUMPY_TYPES: dict[str, Any] = {
     "BOOL": np.bool_,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in _NUMPY_TYPES.items()}
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: Any, /) -> None:
+        """Takes in more bytes."""
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -70,8 +78,12 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
             file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads a file.
+def read(path: Path, digest: Digest | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads a file, once.
+
+    Args:
+      path: the file.
+      digest: takes in all of its bytes on the way.
 
     Returns:
       Arrays by name, which are views of one buffer (`memory.large_buffer`), and the metadata.
@@ -82,13 +94,16 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
             if not 2 <= length <= min(size - 8, _MOST_HEADER_BYTES):
                 raise ValueError("the header's length is impossible")
-            header = json.loads(file.read(length))
+            text = file.read(length)
+            header = json.loads(text)
             data = large_buffer(size - 8 - length)
-            if file.readinto(data.data) != len(data):
-                raise ValueError("it became shorter while it was read")
+            if digest:
+                digest.update(prefix + text)
+            _fill(data, file, digest)
         metadata = header.pop("__metadata__", {})
         tensors = {name: _tensor(data, entry) for name, entry in header.items()}
         used = sum(tensor.nbytes for tensor in tensors.values())
@@ -101,6 +116,15 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             f"{path} isn't a whole safetensors file", str(error), "making or copying it again"
         ) from error
     return tensors, metadata
+
+
+def _fill(data: np.ndarray, file: BinaryIO, digest: Digest | None) -> None:
+    for start in range(0, len(data), _READ_BYTES):
+        part = data[start : start + _READ_BYTES].data
+        if file.readinto(part) != len(part):  # type: ignore[attr-defined]
+            raise ValueError("it became shorter while it was read")
+        if digest:
+            digest.update(part)
 
 
 def _tensor(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:

@@ -108,15 +108,13 @@ def load(folder: Path) -> tuple[TrainConfig, Params, Tokenizer, PackedManifest]:
         aren't those of the configuration.
     """
     manifest = _load_manifest(folder / MANIFEST_FILE)
-    for name in _HASHED_FILES:
-        if digest(folder / name) != manifest.sha256.get(name):
-            raise DataError(
-                f"{folder / name} isn't the file that was saved",
-                "its SHA-256 isn't the one in packed.json",
-                "copying or converting the model again",
-            )
+    for name in (CONFIG_FILE, TOKENIZER_FILE):
+        _check_digest(folder / name, manifest, digest(folder / name))
     config = load_config(str(folder / CONFIG_FILE))
-    tensors, _ = safetensors.read(folder / WEIGHTS_FILE)
+    # The weights are hashed while they are read, in one pass.
+    weights = hashlib.sha256()
+    tensors, _ = safetensors.read(folder / WEIGHTS_FILE, weights)
+    _check_digest(folder / WEIGHTS_FILE, manifest, weights.hexdigest())
     expected = abstract_params(config.model, manifest.layout, manifest.table)
     params = _readable(_params(expected, tensors, folder / WEIGHTS_FILE))
     return config, params, Tokenizer.load(folder / TOKENIZER_FILE), manifest
@@ -202,6 +200,15 @@ def _load_manifest(path: Path) -> PackedManifest:
         f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}",
         fix="a newer bitttt_jax, or converting the model again",
     )
+
+
+def _check_digest(path: Path, manifest: PackedManifest, found: str) -> None:
+    if found != manifest.sha256.get(path.name):
+        raise DataError(
+            f"{path} isn't the file that was saved",
+            "its SHA-256 isn't the one in packed.json",
+            "copying or converting the model again",
+        )
 
 
 def digest(path: Path) -> str:

@@ -96,6 +96,13 @@ def bytes_per_step(config: ModelConfig, params: Any, context: int, batch: int) -
     return sum(counts.values()) + 2 * attention * seen * width * batch
 
 
+def state_bytes(config: ModelConfig, params: Any, context: int, batch: int) -> int:
+    """Bytes of the state, caches included, with which sequences of some tokens are read."""
+    slots = generate.cache_slots(config, context)
+    state = jax.eval_shape(lambda params: generate.start(config, params, batch, slots), params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
 def memory_bandwidth(repeats: int = 7) -> float | None:
     """Bytes a second that all threads together read from memory; None without native kernels."""
     if native.choose("auto", True, "") != "cpu":

@@ -89,6 +89,11 @@ def test_bench_of_a_packed_model(packed_folder: Path, tmp_path: Path, capsys: Ca
         (16, 32),
         (32, 16),
     }
+    load = result["load"]
+    weights = packed_folder / packed_model.WEIGHTS_FILE
+    assert load["file_bytes"] == weights.stat().st_size
+    assert load["seconds"] > 0
+    assert load["peak_resident_bytes"] >= load["resident_bytes"]
     runs = result["runs"]
     assert [(r["what"], r["batch"]) for r in runs] == [
         ("prefill", 1), ("decode", 1), ("decode", 1), ("prefill", 2), ("decode", 2)
@@ -146,6 +151,15 @@ def test_a_changed_file_is_refused(folder: Path, capsys: Captured):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
+    assert "SHA-256" in damage(capsys, folder)
+
+
+def test_weights_are_hashed_from_their_first_byte(folder: Path, capsys: Captured):
+    """The bytes before the tensors, where the file's metadata is, count too."""
+    weights = folder / packed_model.WEIGHTS_FILE
+    data = weights.read_bytes()
+    assert data.count(b"bitttt-packed") == 1
+    weights.write_bytes(data.replace(b"bitttt-packed", b"bitttt-pocked"))
     assert "SHA-256" in damage(capsys, folder)
 
 
