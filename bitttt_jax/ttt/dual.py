@@ -21,6 +21,8 @@ from bitttt_jax import native
 from bitttt_jax.ops.product import matmul, matmul_transposed, swap_last
 from bitttt_jax.ttt.inner import NORM_EPS, FastNorm, FastWeights
 from bitttt_jax.ttt.kernels import cpu
+from bitttt_jax.ttt.kernels.inputs import Inputs as KernelInputs
+from bitttt_jax.ttt.kernels.inputs import flatten, unflatten
 from bitttt_jax.ttt.linear_scan import Inputs, linear_scan
 from bitttt_jax.ttt.state import Learner, StreamState, Views
 
@@ -186,18 +188,18 @@ def _dual_cpu(
         B, T = views.query.shape[:2]
         restart_BN = jnp.zeros((B, T // learner.token_scale_b.shape[0]), bool)
     z, final = cpu.read_mini_batches(
-        cpu.Inputs(
+        KernelInputs(
             *views,
             learner.token_scale_b,
             *learner.norm,
-            initial=cpu.flatten(state.fast),
-            fresh=cpu.flatten(learner.fast),
+            initial=flatten(state.fast),
+            fresh=flatten(learner.fast),
             restart=restart_BN,
         ),
         learner.fast["w1"].shape[-1] if "w2" in learner.fast else 0,
         remat_group or 1,
     )
-    return z, cpu.unflatten(final, learner.fast)
+    return z, unflatten(final, learner.fast)
 
 
 def dual(
