@@ -23,6 +23,7 @@ from bitttt_jax.ttt.kernels.inputs import Inputs, flatten, unflatten
 from bitttt_jax.ttt.kernels.tpu_group import Shared, Tokens, Weights, read_group
 
 _SUBLANES, _LANES = 8, 128
+_MOST_PACKS = {False: 6, True: 2}
 _VMEM_BYTES = 64 * 2**20
 
 
@@ -86,7 +87,7 @@ def read_mini_batches(
     group = min(group, N)
     short = -N % group  # filled up with tokens of rate 0, from which nothing is learned
     pack = _pack_size(H, K)
-    most = 2 if hidden else 6
+    most = _MOST_PACKS[hidden > 0]
     packs = max(n for n in range(1, most + 1) if H // pack % n == 0)
     like = _like(K, hidden)
 

@@ -18,6 +18,10 @@ from jax import lax
 from bitttt_jax.ttt.inner import NORM_EPS
 
 
+# The matrix unit multiplies bfloat16: factors are split into several, since products with weights
+# that move by little more than such a number's rounding must be exact to float32.
+_PRECISION = lax.Precision.HIGHEST
+
 Weights = dict[str, jax.Array]
 """By name: matrices `[rows, P * columns]`, biases `[1, P * columns]`."""
 
@@ -44,47 +48,66 @@ class Shared(NamedTuple):
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    # The unit multiplies bfloat16: this splits float32 factors, which products with the state need.
     return lax.dot_general(
         a,
         b,
         (((contract[0],), (contract[1],)), ((), ())),
-        precision=lax.Precision.HIGHEST,
+        precision=_PRECISION,
         preferred_element_type=jnp.float32,
     )
+
+
+def _lanes_of(head: int, lanes: int, pack: int) -> jax.Array:
+    """Which of the lanes are a head's, `[1, lanes]`."""
+    lane, width = lax.broadcasted_iota(jnp.int32, (1, lanes), 1), lanes // pack
+    return (lane >= head * width) & (lane < (head + 1) * width)
 
 
 def _spread(x: jax.Array, pack: int) -> jax.Array:
     """`[R, P * W]` to `[P * R, P * W]`: every head's lanes in rows of their own, else zeros."""
     if pack == 1:
         return x
-    head = _head_of_lane(x.shape[1], pack)
-    return jnp.concatenate([jnp.where(head == h, x, 0.0) for h in range(pack)], axis=0)
+    own = functools.partial(_lanes_of, lanes=x.shape[1], pack=pack)
+    return jnp.concatenate([jnp.where(own(head), x, 0.0) for head in range(pack)], axis=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _stack(x: jax.Array, pack: int) -> jax.Array:
+    """`[R, P * W]` to `[P * R, W]`: the heads below each other."""
+    W = x.shape[1] // pack
+    return jnp.concatenate([x[:, head * W : (head + 1) * W] for head in range(pack)], axis=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _unstack(x: jax.Array, pack: int) -> jax.Array:
+    """Undoes `_stack`."""
+    return jnp.concatenate(jnp.split(x, pack), axis=1)
+
+
+# Autodiff would pad with zeros and add.
+_stack.defvjp(lambda x, pack: (_stack(x, pack), None), lambda pack, _, g: (_unstack(g, pack),))
+_unstack.defvjp(lambda x, pack: (_unstack(x, pack), None), lambda pack, _, g: (_stack(g, pack),))
 
 
 def _gather(x: jax.Array, pack: int) -> jax.Array:
     """`[P * R, P * W]` to `[R, P * W]`: of every head's rows its own lanes."""
-    if pack == 1:
-        return x
-    head, rows = _head_of_lane(x.shape[1], pack), x.shape[0] // pack
+    rows = x.shape[0] // pack
     gathered = x[:rows]
-    for h in range(1, pack):
-        gathered = jnp.where(head == h, x[h * rows : (h + 1) * rows], gathered)
+    for head in range(1, pack):
+        own = _lanes_of(head, x.shape[1], pack)
+        gathered = jnp.where(own, x[head * rows : (head + 1) * rows], gathered)
     return gathered
-
-
-def _head_of_lane(lanes: int, pack: int) -> jax.Array:
-    return lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // (lanes // pack)
 
 
 def _head_mean(x: jax.Array, pack: int) -> jax.Array:
     """Mean over a head's lanes, in all of them."""
     if pack == 1:
         return jnp.mean(x, axis=-1, keepdims=True)
-    head, means = _head_of_lane(x.shape[1], pack), jnp.zeros_like(x)
-    for h in range(pack):
-        total = jnp.sum(jnp.where(head == h, x, 0.0), axis=-1, keepdims=True)
-        means = jnp.where(head == h, total * (pack / x.shape[1]), means)
+    means = jnp.zeros_like(x)
+    for head in range(pack):
+        own = _lanes_of(head, x.shape[1], pack)
+        total = jnp.sum(jnp.where(own, x, 0.0), axis=-1, keepdims=True)
+        means = jnp.where(own, total * (pack / x.shape[1]), means)
     return means
 
 
@@ -103,47 +126,50 @@ def _loss_gradient(z: jax.Array, mini: Tokens, shared: Shared, pack: int) -> jax
     return ((gained - z * along) * inverse + offset - residual_mean) * inverse
 
 
-def _learn(weight, bias, x, taught, pack: int) -> tuple[jax.Array, jax.Array]:
-    """A layer after a mini-batch, of whose inputs and of whose rated gradients."""
-    moved = weight - _gather(_dot(x, taught, (0, 0)), pack)
-    return moved, bias - jnp.sum(taught, axis=0, keepdims=True)
+def _apply(x: jax.Array, weight: jax.Array, bias: jax.Array, pack: int) -> jax.Array:
+    """A layer's outputs for `[R, P * W]`."""
+    return _gather(_dot(_stack(x, pack), weight, (1, 0)), pack) + bias
 
 
-def _taught(query, key, rated, scale, pack: int) -> jax.Array:
-    """How much lower a layer's outputs for queries are for the tokens up to theirs."""
+def _learn(weight, bias, z_query, query, key, rated, scale, pack: int):
+    """A layer after a mini-batch, and its outputs for queries with what the tokens taught it.
+
+    Both lose products with the rated gradients: one reads keys, the other the keys' overlap with
+    queries.
+    """
     b = rated.shape[0]
-    place = lax.broadcasted_iota(jnp.int32, (pack, b, b), 1).reshape(pack * b, b)
-    causal = place >= lax.broadcasted_iota(jnp.int32, (pack * b, b), 1)
-    overlap = jnp.where(causal, _dot(_spread(query, pack), key, (1, 1)) + 1, 0.0)
-    return scale * _gather(_dot(overlap, rated, (1, 0)), pack)
+    last = scale[b - 1 :]
+    overlap = _dot(query, _spread(key, pack), (1, 1)) + 1
+    own, other = (lax.broadcasted_iota(jnp.int32, (b, b), axis) for axis in (0, 1))
+    causal = jnp.concatenate([own - other] * pack, axis=1) >= 0
+    rows = [scale * jnp.where(causal, overlap, 0.0), last * _stack(key, pack).T]
+    taught = _dot(jnp.concatenate(rows, axis=0), _spread(rated, pack), (1, 0))
+    bias = bias - jnp.sum(last * rated, axis=0, keepdims=True)
+    return weight - taught[b:], bias, z_query - taught[:b]
 
 
 def _read_linear(fast, mini: Tokens, shared: Shared, pack: int):
-    scale = shared.token_scale
-    b = scale.shape[0]
-    rows = jnp.concatenate([mini.key, mini.query], axis=0)
-    z = _dot(rows, _spread(fast["w1"], pack), (1, 0)) + fast["b1"]
-    rated = mini.rate * _loss_gradient(z[:b], mini, shared, pack)
-    w1, b1 = _learn(fast["w1"], fast["b1"], mini.key, scale[b - 1 :] * rated, pack)
-    return {"w1": w1, "b1": b1}, z[b:] - _taught(mini.query, mini.key, rated, scale, pack)
+    query, key, _, rate = mini
+    b, scale = query.shape[0], shared.token_scale
+    z = _apply(jnp.concatenate([key, query], axis=0), fast["w1"], fast["b1"], pack)
+    rated = rate * _loss_gradient(z[:b], mini, shared, pack)
+    w1, b1, z = _learn(fast["w1"], fast["b1"], z[b:], query, key, rated, scale, pack)
+    return {"w1": w1, "b1": b1}, z
 
 
 def _read_mlp(fast, mini: Tokens, shared: Shared, pack: int):
-    scale = shared.token_scale
-    b = scale.shape[0]
+    query, key, _, rate = mini
+    b, scale = query.shape[0], shared.token_scale
     gelu = functools.partial(jax.nn.gelu, approximate=True)
-    wide2 = _spread(fast["w2"], pack)
-    rows = jnp.concatenate([mini.key, mini.query], axis=0)
-    z1 = _dot(rows, _spread(fast["w1"], pack), (1, 0)) + fast["b1"]
+    z1 = _apply(jnp.concatenate([key, query], axis=0), fast["w1"], fast["b1"], pack)
     x2, slope = jax.jvp(gelu, (z1[:b],), (jnp.ones_like(z1[:b]),))
-    z2 = _dot(x2, wide2, (1, 0)) + fast["b2"]
-    rated2 = mini.rate * _loss_gradient(z2, mini, shared, pack)
-    rated1 = _dot(rated2, wide2, (1, 1)) * slope
-    q2 = gelu(z1[b:] - _taught(mini.query, mini.key, rated1, scale, pack))
-    z = _dot(q2, wide2, (1, 0)) + fast["b2"] - _taught(q2, x2, rated2, scale, pack)
-    last = scale[b - 1 :]
-    w1, b1 = _learn(fast["w1"], fast["b1"], mini.key, last * rated1, pack)
-    w2, b2 = _learn(fast["w2"], fast["b2"], x2, last * rated2, pack)
+    z2 = _apply(x2, fast["w2"], fast["b2"], pack)
+    rated2 = rate * _loss_gradient(z2, mini, shared, pack)
+    rated1 = _unstack(_dot(_spread(rated2, pack), fast["w2"], (1, 1)), pack) * slope
+    w1, b1, z1 = _learn(fast["w1"], fast["b1"], z1[b:], query, key, rated1, scale, pack)
+    q2 = gelu(z1)
+    z = _apply(q2, fast["w2"], fast["b2"], pack)
+    w2, b2, z = _learn(fast["w2"], fast["b2"], z, q2, x2, rated2, scale, pack)
     return {"w1": w1, "b1": b1, "w2": w2, "b2": b2}, z
 
 
