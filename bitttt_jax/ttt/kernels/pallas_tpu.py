@@ -23,6 +23,11 @@ from bitttt_jax.ttt.kernels.inputs import Inputs, flatten, unflatten
 from bitttt_jax.ttt.kernels.tpu_group import Shared, Tokens, Weights, read_group
 
 _SUBLANES, _LANES = 8, 128
+NEEDS = (
+    "heads that fill 128 lanes (alone, side by side, or all of them within), and head widths, "
+    "hidden widths and mini-batches that are multiples of 8"
+)
+"""What the kernel takes, for messages."""
 _MOST_PACKS = {False: 6, True: 2}
 _VMEM_BYTES = 64 * 2**20
 
@@ -72,16 +77,15 @@ def takes(heads: int, width: int, hidden: int, mini_batch: int) -> bool:
     return fills and all(n % _SUBLANES == 0 for n in (width, hidden, mini_batch))
 
 
-def read_mini_batches(
-    inputs: Inputs, hidden: int, group: int, *, interpret: bool = False
-) -> tuple[jax.Array, jax.Array]:
+def read_mini_batches(inputs: Inputs, hidden: int, group: int) -> tuple[jax.Array, jax.Array]:
     """As `kernels.cpu.read_mini_batches`, for models that the kernel `takes`.
+
+    Devices other than TPUs interpret the kernel, slowly.
 
     Args:
       inputs: tokens, weights and norm.
       hidden: hidden width of the inner MLP; 0 for the linear inner model.
       group: mini-batches of a step of the grid, between two saved weights.
-      interpret: run as plain JAX, on any backend.
     """
     (B, T, H, K), N = inputs.query.shape, inputs.restart.shape[1]
     group = min(group, N)
@@ -89,13 +93,13 @@ def read_mini_batches(
     pack = _pack_size(H, K)
     most = _MOST_PACKS[hidden > 0]
     packs = max(n for n in range(1, most + 1) if H // pack % n == 0)
-    like = _like(K, hidden)
+    shapes = _shapes(K, hidden)
 
     def lanes(x_BTHK):
         x_BTD = x_BTHK.reshape(B, T, H * K)
         return jnp.pad(x_BTD, ((0, 0), (0, short * T // N), (0, 0)))
 
-    initial, fresh = (unflatten(flat, like) for flat in (inputs.initial, inputs.fresh))
+    initial, fresh = (unflatten(flat, shapes) for flat in (inputs.initial, inputs.fresh))
     (initial, mean), (fresh, fresh_mean) = _centre(initial), _centre(fresh)
     restart = jnp.pad(inputs.restart, ((0, 0), (0, short))).astype(jnp.int32)
     rate = jnp.broadcast_to(inputs.rate[..., None], inputs.query.shape)
@@ -108,16 +112,16 @@ def read_mini_batches(
         fresh=_side_by_side(fresh, pack),
         weights=_side_by_side(initial, pack),
     )
-    z, final = _read(operands, _Sizes(pack, packs, group), interpret)
+    z, final = _read(operands, _Sizes(pack, packs, group))
     restarted_B = jnp.any(inputs.restart, axis=1)
-    final = _one_by_one(final, pack) | {}
+    final = _one_by_one(final, pack)
     for name in mean:
         started = restarted_B.reshape(-1, *(1,) * (mean[name].ndim - 1))
         final[name] += jnp.where(started, fresh_mean[name], mean[name])
     return z[:, :T].reshape(B, T, H, K), flatten(final)
 
 
-def _like(K: int, F: int) -> FastWeights:
+def _shapes(K: int, F: int) -> FastWeights:
     shapes = {"w1": (K, F or K), "b1": (F or K,)} | ({"w2": (F, K), "b2": (K,)} if F else {})
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
@@ -157,20 +161,20 @@ def _one_by_one(fast: Weights, pack: int) -> FastWeights:
     return {n: w if n.startswith("w") else w[..., 0, :] for n, w in split_up.items()}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _read(operands: _Operands, sizes: _Sizes, interpret: bool) -> tuple[jax.Array, Weights]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _read(operands: _Operands, sizes: _Sizes) -> tuple[jax.Array, Weights]:
     """Outputs `[B, T, H * K]` and final weights."""
-    z, final, _ = _forward(operands, sizes, interpret, save=False)
+    z, final, _ = _forward(operands, sizes, save=False)
     return z, final
 
 
-def _read_fwd(operands: _Operands, sizes: _Sizes, interpret: bool):
-    z, final, saved = _forward(operands, sizes, interpret, save=True)
+def _read_fwd(operands: _Operands, sizes: _Sizes):
+    z, final, saved = _forward(operands, sizes, save=True)
     return (z, final), operands._replace(weights=saved)
 
 
-def _read_bwd(sizes: _Sizes, interpret: bool, operands: _Operands, grads):
-    found = _backward(operands, grads, sizes, interpret)
+def _read_bwd(sizes: _Sizes, operands: _Operands, grads):
+    found = _backward(operands, grads, sizes)
     over_rows = lambda tree: jax.tree.map(lambda x: jnp.sum(x, axis=0), tree)
     return (
         found._replace(
@@ -186,7 +190,7 @@ def _read_bwd(sizes: _Sizes, interpret: bool, operands: _Operands, grads):
 _read.defvjp(_read_fwd, _read_bwd)
 
 
-def _forward(operands: _Operands, sizes: _Sizes, interpret: bool, *, save: bool):
+def _forward(operands: _Operands, sizes: _Sizes, *, save: bool):
     key, initial = operands.tokens.key, operands.weights
     groups = operands.restart.shape[1]
     blocks = _Blocks(operands, sizes, lambda n: n)
@@ -194,18 +198,16 @@ def _forward(operands: _Operands, sizes: _Sizes, interpret: bool, *, save: bool)
     if save:
         saved_specs = {name: blocks.saved(w) for name, w in initial.items()}
         saved = {n: _float32(w.shape[0], groups, *w.shape[1:]) for n, w in initial.items()}
-    out_specs = (blocks.tokens(), blocks.per_row(initial), saved_specs)
-    out_shape = (_float32(*key.shape), jax.tree.map(lambda w: _float32(*w.shape), initial), saved)
-    return pl.pallas_call(
+    return blocks.call(
         functools.partial(_forward_kernel, sizes),
+        [operands],
         in_specs=[blocks.operands(blocks.per_row(initial))],
-        out_specs=out_specs,
-        out_shape=out_shape,
-        **blocks.settings(interpret),
-    )(operands)
+        out_specs=(blocks.tokens(), blocks.per_row(initial), saved_specs),
+        out_shape=(_float32(*key.shape), jax.tree.map(_like, initial), saved),
+    )
 
 
-def _backward(operands: _Operands, grads, sizes: _Sizes, interpret: bool) -> _Operands:
+def _backward(operands: _Operands, grads, sizes: _Sizes) -> _Operands:
     grad_z, grad_final = grads
     B, groups = operands.restart.shape[:2]
     blocks = _Blocks(operands, sizes, lambda n: groups - 1 - n)
@@ -225,24 +227,29 @@ def _backward(operands: _Operands, grads, sizes: _Sizes, interpret: bool) -> _Op
     per_row = lambda x: _float32(B, *x.shape)
     out_shape = _Operands(
         restart=None,
-        tokens=Tokens(*(_float32(*x.shape) for x in operands.tokens)),
+        tokens=jax.tree.map(_like, operands.tokens),
         token_scale=_float32(B, steps, b, 1),
         norm_scale=per_row(operands.norm_scale),
         norm_bias=per_row(operands.norm_bias),
         fresh=jax.tree.map(per_row, operands.fresh),
-        weights=jax.tree.map(lambda w: _float32(*w.shape), grad_final),
+        weights=jax.tree.map(_like, grad_final),
     )
-    return pl.pallas_call(
+    (found,) = blocks.call(
         functools.partial(_backward_kernel, sizes),
+        [operands, grad_z, grad_final],
         in_specs=[blocks.operands(saved_specs), blocks.tokens(), weights],
         out_specs=(out_specs,),
         out_shape=(out_shape,),
-        **blocks.settings(interpret),
-    )(operands, grad_z, grad_final)[0]
+    )
+    return found
 
 
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return _float32(*x.shape)
 
 
 class _Blocks:
@@ -276,9 +283,7 @@ class _Blocks:
 
     def operands(self, weights: Any) -> _Operands:
         norm = pl.BlockSpec((1, self.lanes), lambda i, j, n: (0, j))
-        fresh = lambda w: pl.BlockSpec(
-            (self._sizes.packs, *w.shape[1:]), lambda i, j, n: (j, 0, 0)
-        )
+        fresh = lambda w: pl.BlockSpec((self._sizes.packs, *w.shape[1:]), lambda i, j, n: (j, 0, 0))
         return _Operands(
             restart=pl.BlockSpec(
                 (1, 1, 1, self._sizes.group),
@@ -293,15 +298,27 @@ class _Blocks:
             weights=weights,
         )
 
-    def settings(self, interpret: bool) -> dict[str, Any]:
-        return {
-            "grid": self.grid,
-            "interpret": interpret,
-            "compiler_params": pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"),
-                vmem_limit_bytes=_VMEM_BYTES,
-            ),
-        }
+    def call(self, kernel: Callable[..., None], arguments: list[Any], **settings: Any) -> Any:
+        """Runs a kernel on the grid."""
+
+        def run(*arguments, interpret: bool):
+            return pl.pallas_call(
+                kernel,
+                grid=self.grid,
+                interpret=interpret,
+                compiler_params=pltpu.CompilerParams(
+                    dimension_semantics=("parallel", "parallel", "arbitrary"),
+                    vmem_limit_bytes=_VMEM_BYTES,
+                ),
+                **settings,
+            )(*arguments)
+
+        # Not known before it is compiled: it may be for another machine.
+        return jax.lax.platform_dependent(
+            *arguments,
+            tpu=functools.partial(run, interpret=False),
+            default=functools.partial(run, interpret=True),
+        )
 
 
 def _load(refs: _Operands, sizes: _Sizes):

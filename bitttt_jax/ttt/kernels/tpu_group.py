@@ -17,7 +17,6 @@ from jax import lax
 
 from bitttt_jax.ttt.inner import NORM_EPS
 
-
 # The matrix unit multiplies bfloat16: factors are split into several, since products with weights
 # that move by little more than such a number's rounding must be exact to float32.
 _PRECISION = lax.Precision.HIGHEST
@@ -114,15 +113,18 @@ def _head_mean(x: jax.Array, pack: int) -> jax.Array:
 def _loss_gradient(z: jax.Array, mini: Tokens, shared: Shared, pack: int) -> jax.Array:
     """As `dual.norm_loss_gradient`, for z whose mean is 0.
 
-    Its sums are those of z itself, so that none of them waits for another.
+    Its means are those of z itself, so that none of them waits for another.
     """
-    mean = functools.partial(_head_mean, pack=pack)
     gain = shared.norm_scale * shared.norm_scale
     offset = shared.norm_scale * (shared.norm_bias - (mini.value - mini.key))
     gained = gain * z
-    inverse = lax.rsqrt(mean(z * z) + NORM_EPS)
-    along = (mean(gained * z) * inverse + mean(offset * z)) * inverse
-    residual_mean = mean(gained) * inverse + mean(offset)
+    terms = jnp.concatenate([z * z, gained * z, offset * z, gained, offset], axis=0)
+    square, gained_along, offset_along, gained_mean, offset_mean = jnp.split(
+        _head_mean(terms, pack), 5
+    )
+    inverse = lax.rsqrt(square + NORM_EPS)
+    along = (gained_along * inverse + offset_along) * inverse
+    residual_mean = gained_mean * inverse + offset_mean
     return ((gained - z * along) * inverse + offset - residual_mean) * inverse
 
 
