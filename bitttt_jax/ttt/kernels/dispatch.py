@@ -23,7 +23,10 @@ Implementation = Literal["xla"] | Kernel
 Choice = Implementation | Literal["auto"]
 """`auto` is the fastest that fits."""
 
-_KERNELS = {"cpu": cpu.read_mini_batches, "pallas_tpu": pallas_tpu.read_mini_batches}
+_KERNELS: dict[Kernel, Any] = {
+    "cpu": cpu.read_mini_batches,
+    "pallas_tpu": pallas_tpu.read_mini_batches,
+}
 # Mini-batches between two saved weights where all may be saved: a step of the TPU kernel's grid
 # should be long, and to it there is nothing in between to save.
 _GROUPS = {"cpu": 1, "pallas_tpu": 4}
@@ -92,19 +95,24 @@ def read_mini_batches(
     return z, unflatten(final, learner.fast)
 
 
-def _specs(rows: Axes | None, heads: Axes | None) -> Any:
-    tokens, per_head = P(rows, None, heads), P(heads)
+def _specs(rows: Axes | None, heads: Axes | None) -> Inputs:
+    """Where the parts of `Inputs` lie."""
+    tokens: Any = P(rows, None, heads)
+    per_head: Any = P(heads)
+    per_row: Any = P(rows)
+    everywhere: Any = P()
+    per_row_and_head: Any = P(rows, heads)
     return Inputs(
         query=tokens,
         key=tokens,
         value=tokens,
         rate=tokens,
-        token_scale=P(),
+        token_scale=everywhere,
         norm_scale=per_head,
         norm_bias=per_head,
-        initial=P(rows, heads),
+        initial=per_row_and_head,
         fresh=per_head,
-        restart=P(rows),
+        restart=per_row,
     )
 
 

@@ -28,7 +28,7 @@ NEEDS = (
     "hidden widths and mini-batches that are multiples of 8"
 )
 """What the kernel takes, for messages."""
-_MOST_PACKS = {False: 6, True: 2}
+_MOST_PACKS, _MOST_GROUP = {False: 6, True: 2}, 8
 _VMEM_BYTES = 64 * 2**20
 
 
@@ -46,8 +46,8 @@ class _Operands(NamedTuple):
 
     restart: Any
     """`[B, groups, 1, group]`."""
-    tokens: Tokens
-    """`[B, T, H * K]` each."""
+    tokens: Any
+    """`Tokens`, `[B, T, H * K]` each."""
     token_scale: Any
     """`[b, 1]`; its gradient is `[B, steps of heads, b, 1]`."""
     norm_scale: Any
@@ -85,10 +85,11 @@ def read_mini_batches(inputs: Inputs, hidden: int, group: int) -> tuple[jax.Arra
     Args:
       inputs: tokens, weights and norm.
       hidden: hidden width of the inner MLP; 0 for the linear inner model.
-      group: mini-batches of a step of the grid, between two saved weights.
+      group: mini-batches of a step of the grid, between two saved weights; at most 8, since a
+        step's code is written out.
     """
     (B, T, H, K), N = inputs.query.shape, inputs.restart.shape[1]
-    group = min(group, N)
+    group = min(group, N, _MOST_GROUP)
     short = -N % group  # filled up with tokens of rate 0, from which nothing is learned
     pack = _pack_size(H, K)
     most = _MOST_PACKS[hidden > 0]
@@ -114,14 +115,14 @@ def read_mini_batches(inputs: Inputs, hidden: int, group: int) -> tuple[jax.Arra
     )
     z, final = _read(operands, _Sizes(pack, packs, group))
     restarted_B = jnp.any(inputs.restart, axis=1)
-    final = _one_by_one(final, pack)
+    fast = dict(_one_by_one(final, pack))
     for name in mean:
         started = restarted_B.reshape(-1, *(1,) * (mean[name].ndim - 1))
-        final[name] += jnp.where(started, fresh_mean[name], mean[name])
-    return z[:, :T].reshape(B, T, H, K), flatten(final)
+        fast[name] += jnp.where(started, fresh_mean[name], mean[name])
+    return z[:, :T].reshape(B, T, H, K), flatten(fast)
 
 
-def _shapes(K: int, F: int) -> FastWeights:
+def _shapes(K: int, F: int) -> Any:
     shapes = {"w1": (K, F or K), "b1": (F or K,)} | ({"w2": (F, K), "b2": (K,)} if F else {})
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
@@ -266,7 +267,7 @@ class _Blocks:
         self.lanes = D * sizes.packs // packs
         self.grid = (B, packs // sizes.packs, groups)
 
-    def tokens(self) -> pl.BlockSpec:
+    def tokens(self) -> Any:
         shape = (1, self._tokens, self.lanes)
         return pl.BlockSpec(shape, lambda i, j, n: (i, self._place(n), j))
 
