@@ -5,8 +5,9 @@
     python -m benchmarks.packed --only=ttt_linear --rounds=1
 
 Ours is measured by `bitttt bench`, on random weights: `attention` is the 2.4 B parameters of BitNet
-b1.58 2B4T, `llama_cpp` the same shape there (`peers/llama_cpp.py` tells how to install it, and what
-differs), `ttt_linear` the 125M shape of the TTT paper. `load` loads a packed folder of the first.
+b1.58 2B4T, `attention_int4` the same with an int4 table, `llama_cpp` the same shape there
+(`peers/llama_cpp.py` tells how to install it, and what differs), `ttt_linear` the 125M shape of the
+TTT paper. `load` loads a packed folder of the first.
 Each measurement is a process of its own; they take turns, with calibrations between them.
 """
 
@@ -73,8 +74,8 @@ class Flags:
     """Measure packed models; results go to benchmarks/results/packed-MACHINE.json."""
 
     only: str = ""
-    """Names of cases, with wildcards, separated by commas: attention, llama_cpp, ttt_linear, load;
-    all by default."""
+    """Names of cases, with wildcards, separated by commas: attention, attention_int4, llama_cpp,
+    ttt_linear, load; all by default."""
     rounds: int = 3
     """Measurements of each case, those in the record included."""
     threads: int = 2
@@ -134,10 +135,10 @@ def _cases(size: Size, flags: Flags, scratch: Path, peer: str | None) -> dict[st
         return [*shape, f"--decode={size.decodes[index]}", f"--context={_list(contexts)}"]
 
     packed, gguf = scratch / "packed", scratch / "bitnet.gguf"
+    attention = of_shape(size.attention, 0, size.attention_contexts)
     cases = {
-        "attention": _bench(
-            [*of_shape(size.attention, 0, size.attention_contexts), "--kernels"], scratch
-        )
+        "attention": _bench([*attention, "--kernels"], scratch),
+        "attention_int4": _bench([*attention, "--table=int4"], scratch),
     }
     if peer:
         cases["llama_cpp"] = _llama_cpp(size, flags, gguf, peer)

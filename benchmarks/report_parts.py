@@ -113,7 +113,8 @@ def packed(record: Record) -> list[str]:
     """Packed models: prompts, steps, loading, and llama.cpp where it was measured."""
     cases = {name: case for name, case in record["cases"].items() if "summary" in case}
     ours, peer = cases["attention"], cases.get("llama_cpp")
-    columns = [case["summary"] for case in (ours, peer) if case]
+    named = {"int8 table": ours, "int4 table": cases["attention_int4"], "llama.cpp": peer}
+    columns = [case["summary"] for case in named.values() if case]
     rate = lambda tokens, spread: f"{tokens / spread['median']:,.{0 if tokens > 1 else 1}f}"
     rows = [
         [f"prompt of {int(n):,} tokens", *(rate(int(n), c["prefill_s"][n]) for c in columns)]
@@ -125,14 +126,15 @@ def packed(record: Record) -> list[str]:
     rounds = [len(case["runs"]) for case in cases.values()]
     intro = (
         "**Packed weights**, `python -m benchmarks.packed`: random weights in the shape of BitNet "
-        "b1.58 2B4T, 2.4 B parameters, embedding and head in int8; tokens a second of one sequence "
+        "b1.58 2B4T, 2.4 B parameters, the table that is embedding and head in int8 or in int4; "
+        "tokens a second of one sequence "
         f"with {record['threads']} threads; {_software(record)}; medians of "
         f"{_range(rounds, 0)} rounds in turns, [record]({record_path('packed')})."
     )
     figure = record_path("packed", "-latency.png")
     return [
         _fill(intro),
-        _table(["", "bitttt_jax", *(["llama.cpp"] if peer else [])], rows),
+        _table(["", *(name for name, case in named.items() if case)], rows),
         *([_fill(_peer(peer))] if peer else []),
         f"![Time of a step after longer and longer contexts]({figure})",
         bullets(

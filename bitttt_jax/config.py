@@ -74,9 +74,9 @@ class TTTConfig:
     """Tokens whose inner gradients are taken at the same fast weights."""
     form: Literal["dual", "primal"] = "dual"
     """`dual` computes a mini-batch in closed form, `primal` calls jax.grad per token (slow)."""
-    implementation: Literal["auto", "xla", "cpu"] = "auto"
-    """What computes convolutions and the dual form in training: XLA, or native CPU code, where it
-    fits (`auto`) or must (`cpu`)."""
+    implementation: Literal["auto", "xla", "cpu", "pallas_tpu"] = "auto"
+    """What computes the dual form and convolutions in training: XLA, native CPU code (`cpu`), or a
+    Pallas kernel for TPUs (of the dual form only; slow elsewhere); `auto` takes what fits."""
     backbone: Literal["mamba", "transformer"] = "mamba"
     """`mamba`: shared query/key projection, short convolutions, gate; `transformer`: none."""
     linear_lr: float = 1.0
@@ -99,6 +99,11 @@ class TTTConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "model.ttt", "mini_batch", "mlp_ratio", "conv_width")
         _require(self.remat_group >= 0, "model.ttt.remat_group must not be negative")
+
+    @property
+    def convolution(self) -> Literal["auto", "xla", "cpu"]:
+        """What computes convolutions: there is no Pallas kernel for them."""
+        return "xla" if self.implementation == "pallas_tpu" else self.implementation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,15 @@ import pytest
 from bitttt_jax import native
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.ops.convolution import causal_convolution
-from bitttt_jax.ops.norm import layer_norm
-from bitttt_jax.ttt.dual import dual
-from bitttt_jax.ttt.inner import NORM_EPS, FastNorm, token_scales
-from bitttt_jax.ttt.state import Learner, StreamState, Views
 from tests.kernels import needs_kernels
+from tests.ttt.kernel_checks import (
+    check_close,
+    check_ttt,
+    normal,
+    read,
+    ttt_arguments,
+    with_gradients,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,67 +39,6 @@ TTT_SHAPES = [
 ]
 # Rows, tokens, channels, taps.
 CONVOLUTION_SHAPES = [(3, 37, 256, 4), (1, 9, 80, 8), (2, 2, 16, 4), (1, 5, 48, 1)]
-
-
-def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng([seed, *shape])
-    return (scale * rng.normal(size=shape)).astype(np.float32)
-
-
-def ttt_arguments(B: int, T: int, H: int, K: int, b: int, F: int = 0) -> tuple[Any, ...]:
-    def fast(*lead: int, seed: int) -> dict[str, np.ndarray]:
-        shapes = {"w1": (K, F or K), "b1": (F or K,), "w2": (F, K), "b2": (K,)}
-        return {
-            name: normal(*lead, *shape, scale=0.1, seed=seed)
-            for name, shape in shapes.items()
-            if F or name.endswith("1")
-        }
-
-    norm = FastNorm(1 + normal(H, K, scale=0.2), normal(H, K, scale=0.2, seed=1))
-    scale = np.asarray(token_scales(normal(b, scale=0.02)))
-    views = Views(
-        *(normal(B, T, H, K, seed=seed) for seed in range(3)), np.abs(normal(B, T, H)) / K
-    )
-    return Learner(fast(H, seed=1), norm, scale), views, fast(B, H, seed=2)
-
-
-def read(learner, views, start, restart_BN, implementation: str, group: int):
-    state = StreamState(start, jax.tree.map(jnp.zeros_like, start))
-    z, state = dual(
-        learner,
-        views,
-        state,
-        restart_BN,
-        remat_group=group,
-        implementation=implementation,
-    )
-    return layer_norm(z, *learner.norm, NORM_EPS), state.fast
-
-
-def with_gradients(function, *arguments):
-    """Outputs, and gradients of a sum of them with random weights."""
-    outputs, pull_back = jax.vjp(function, *arguments)
-    leaves, structure = jax.tree.flatten(outputs)
-    weights = [jnp.asarray(normal(*y.shape, seed=9), y.dtype) for y in leaves]
-    return outputs, pull_back(jax.tree.unflatten(structure, weights))
-
-
-def check_close(actual: Any, expected: Any, tolerance: float) -> None:
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, e = np.asarray(a, np.float32), np.asarray(e, np.float32)
-        assert np.max(np.abs(a - e)) <= tolerance * max(1e-3, float(np.max(np.abs(e))))
-
-
-def check_ttt(B: int, T: int, H: int, K: int, b: int, group: int, F: int = 0) -> None:
-    arguments = ttt_arguments(B, T, H, K, b, F)
-    restart_BN = np.random.default_rng(5).random((B, T // b)) < 0.4
-
-    @functools.partial(jax.jit, static_argnames="implementation")
-    def run(implementation, *arguments):
-        function = lambda *a: read(*a, restart_BN, implementation, group)
-        return with_gradients(function, *arguments)
-
-    check_close(run("cpu", *arguments), run("xla", *arguments), 1e-5)
 
 
 def check_convolution(B: int, T: int, D: int, W: int, dtype: str) -> None:
@@ -118,14 +60,14 @@ def check_convolution(B: int, T: int, D: int, W: int, dtype: str) -> None:
 @needs_kernels
 @pytest.mark.parametrize("shape", TTT_SHAPES)
 def test_ttt_linear(shape):
-    check_ttt(*shape)
+    check_ttt("cpu", *shape)
 
 
 @needs_kernels
 @pytest.mark.parametrize("shape", TTT_SHAPES)
 @pytest.mark.parametrize("hidden", [16, 160])
 def test_ttt_mlp(shape, hidden):
-    check_ttt(*shape, hidden)
+    check_ttt("cpu", *shape, hidden)
 
 
 @needs_kernels
@@ -146,8 +88,8 @@ from tests.ops import test_attention, test_norm, test_tables
 from tests.ternary import test_matmul
 if native.instruction_set() == {instruction_set!r}:
     for shape in checks.TTT_SHAPES[:4]:
-        checks.check_ttt(*shape)
-        checks.check_ttt(*shape, 48)
+        checks.check_ttt("cpu", *shape)
+        checks.check_ttt("cpu", *shape, 48)
     for shape in checks.CONVOLUTION_SHAPES[:2]:
         checks.check_convolution(*shape, "bfloat16")
     for dtype in ("float32", "bfloat16"):

@@ -86,7 +86,7 @@ class TTT(nn.Module):
             shared = projected["query_key"]
             tails = (None, None) if state is None else (state.query_tail, state.key_tail)
             convolve = lambda name, tail: CausalConvolution(
-                config.ttt.conv_width, config.ttt.implementation, name=name
+                config.ttt.conv_width, config.ttt.convolution, name=name
             )(shared, sequence, tail)
             query, query_tail = convolve("query_conv", tails[0])
             key, key_tail = convolve("key_conv", tails[1])

@@ -65,7 +65,9 @@ class Block(nn.Module):
         norm = lambda name: RMSNorm(config.norm_eps, name=name)
         mixer_state, tail = (None, None) if state is None else state
         if has_pre_convolution(config, self.mixer):
-            convolve = CausalConvolution(config.ttt.conv_width, name="pre_conv")
+            convolve = CausalConvolution(
+                config.ttt.conv_width, config.ttt.convolution, name="pre_conv"
+            )
             convolved, tail = convolve(norm("pre_conv_norm")(x_BTD), sequence, tail)
             x_BTD += convolved
         mix: Any

@@ -71,26 +71,34 @@ def _interface_version() -> int:
     return 1000 * major + minor
 
 
-def choose(asked: Choice, fits: bool, needs: str) -> Implementation:
+def platform() -> str:
+    """What computes: the current mesh's devices, also where they aren't this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def choose(asked: Choice, fits: bool, needs: str, *, on_mesh: bool = False) -> Implementation:
     """The implementation of a function that has a native kernel.
 
     Args:
       asked: one by name, or `auto`.
       fits: whether the kernel takes these shapes and types.
       needs: which it takes, for the message.
+      on_mesh: whether it is run by `over_mesh`, on each device's part.
 
     Raises:
       ConfigError: the one asked for can't run.
     """
     # The partitioner can't look into native code: over several devices it would gather everything.
-    is_one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-    if asked != "xla" and fits and is_one_cpu and instruction_set() is not None:
+    is_whole = on_mesh or jax.sharding.get_abstract_mesh().size <= 1
+    runs = platform() == "cpu" and is_whole and fits
+    if asked != "xla" and runs and instruction_set() is not None:
         return "cpu"
     if asked == "cpu":
         raise ConfigError(
             "the native kernels can't be used here",
-            f"they need a single CPU device, {needs}, and a C++ compiler when the package is "
-            "installed",
+            f"they need {'CPU devices' if on_mesh else 'a single CPU device'}, {needs}, and a C++ "
+            "compiler when the package is installed",
             "implementation=auto, or an installation where a compiler is found",
         )
     return "xla"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from bitttt_jax import native
+from bitttt_jax.config import BATCH_AXES, TENSOR_AXIS
+from bitttt_jax.ops.partition import over_mesh, shared
 from bitttt_jax.ops.precision import widen
 
-_MOST_TAPS = 8  # of the native kernel
+_MOST_TAPS, _LANES = 8, 16  # of the native kernel
 
 
 def causal_convolution(
@@ -39,10 +42,14 @@ def causal_convolution(
     """
     if tail_BWD is None:
         (W, D), dtype = kernel_WD.shape, x_BTD.dtype
-        fits = D % 16 == 0 and W <= _MOST_TAPS and dtype in (jnp.float32, jnp.bfloat16)
-        needs = f"at most {_MOST_TAPS} taps and a width that is a multiple of 16"
-        if native.choose(implementation, fits, needs) == "cpu":
-            return _convolve_on_cpu(x_BTD, kernel_WD, bias_D, position_BT.astype(jnp.int32))
+        fits = D % _LANES == 0 and W <= _MOST_TAPS and dtype in (jnp.float32, jnp.bfloat16)
+        needs = f"at most {_MOST_TAPS} taps and a width that is a multiple of {_LANES}"
+        if native.choose(implementation, fits, needs, on_mesh=True) == "cpu":
+            rows = shared(BATCH_AXES, x_BTD.shape[0])
+            channels = shared(TENSOR_AXIS, D // _LANES)
+            specs = (P(rows, None, channels), P(None, channels), P(channels), P(rows))
+            convolve = over_mesh(_convolve_on_cpu, specs, specs[0])
+            return convolve(x_BTD, kernel_WD, bias_D, position_BT.astype(jnp.int32))
     reach, length = kernel_WD.shape[0] - 1, x_BTD.shape[1]
     x = widen(x_BTD)
     if tail_BWD is None:

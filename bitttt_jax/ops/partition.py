@@ -8,12 +8,24 @@ from typing import Any
 
 import jax
 
+Axes = str | tuple[str, ...]
 
-def divides(axes: str | tuple[str, ...], size: int) -> bool:
-    """Whether the devices along axes of the current mesh can share a dimension evenly."""
+
+def devices_along(axes: Axes) -> int:
+    """Number of devices along axes of the current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     names = (axes,) if isinstance(axes, str) else axes
-    return size % math.prod(mesh.shape.get(axis, 1) for axis in names) == 0
+    return math.prod(mesh.shape.get(axis, 1) for axis in names)
+
+
+def divides(axes: Axes, size: int) -> bool:
+    """Whether the devices along axes of the current mesh can share a dimension evenly."""
+    return size % devices_along(axes) == 0
+
+
+def shared(axes: Axes, size: int) -> Axes | None:
+    """For a `PartitionSpec`: axes if they divide a dimension, None (all have it whole) if not."""
+    return axes if divides(axes, size) else None
 
 
 def over_mesh(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bitttt_jax import native
 from bitttt_jax.ops.product import matmul, matmul_transposed, swap_last
 from bitttt_jax.ttt.inner import NORM_EPS, FastNorm, FastWeights
-from bitttt_jax.ttt.kernels import cpu
+from bitttt_jax.ttt.kernels import dispatch
 from bitttt_jax.ttt.linear_scan import Inputs, linear_scan
 from bitttt_jax.ttt.state import Learner, StreamState, Views
 
@@ -178,28 +177,6 @@ def _dual_linear(fresh, norm: FastNorm, scale_b, state: StreamState, minis, rest
     return z, _unpack({"w1": outputs.final + mean})
 
 
-def _dual_cpu(
-    learner: Learner, views: Views, state: StreamState, restart_BN, remat_group: int
-) -> tuple[jax.Array, FastWeights]:
-    """All complete mini-batches, by native code."""
-    if restart_BN is None:
-        B, T = views.query.shape[:2]
-        restart_BN = jnp.zeros((B, T // learner.token_scale_b.shape[0]), bool)
-    z, final = cpu.read_mini_batches(
-        cpu.Inputs(
-            *views,
-            learner.token_scale_b,
-            *learner.norm,
-            initial=cpu.flatten(state.fast),
-            fresh=cpu.flatten(learner.fast),
-            restart=restart_BN,
-        ),
-        learner.fast["w1"].shape[-1] if "w2" in learner.fast else 0,
-        remat_group or 1,
-    )
-    return z, cpu.unflatten(final, learner.fast)
-
-
 def dual(
     learner: Learner,
     views: Views,
@@ -208,7 +185,7 @@ def dual(
     complete_BN: jax.Array | None = None,
     *,
     remat_group: int = 0,
-    implementation: native.Choice = "auto",
+    implementation: dispatch.Choice = "auto",
 ) -> tuple[jax.Array, StreamState]:
     """Reads T tokens, mini-batch by mini-batch; T is a multiple of the mini-batch size b.
 
@@ -220,8 +197,8 @@ def dual(
       complete_BN: False where a mini-batch lacks its last token: its gradients then stay in
         `state.grad` and the fast weights don't move. None for all complete, and no earlier ones.
       remat_group: mini-batches between two saved fast weights; 0 saves everything.
-      implementation: of complete mini-batches; `cpu` is differentiable once, XLA's code any number
-        of times.
+      implementation: of complete mini-batches; a kernel is differentiable once, XLA's code any
+        number of times.
 
     Returns:
       The inner model's outputs for the queries before the LayerNorm, `[B, T, H, K]`, up to a
@@ -258,11 +235,11 @@ def dual(
         return (fast, grad), result
 
     if complete_BN is None:
-        widths = views.query.shape[-1], learner.fast["w1"].shape[-1]
-        fits = views.query.dtype == jnp.float32 and all(width % 16 == 0 for width in widths)
-        needs = "float32 fast weights whose widths are multiples of 16"
-        if native.choose(implementation, fits, needs) == "cpu":
-            z, final = _dual_cpu(learner, views, state, restart_BN, remat_group)
+        kernel = dispatch.choose(implementation, learner, views)
+        if kernel != "xla":
+            z, final = dispatch.read_mini_batches(
+                kernel, learner, views, state.fast, restart_BN, remat_group
+            )
             return z, StreamState(final, state.grad)
     minis = _mini_batches(views, scale_b)
     if not is_mlp and complete_BN is None and not remat_group:

@@ -7,10 +7,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from bitttt_jax import native
 from bitttt_jax.ops.norm import layer_norm
 from bitttt_jax.ttt.dual import dual
 from bitttt_jax.ttt.inner import NORM_EPS
+from bitttt_jax.ttt.kernels.dispatch import Choice
 from bitttt_jax.ttt.primal import primal
 from bitttt_jax.ttt.state import Learner, StreamState, Views, initial_state
 
@@ -25,7 +25,7 @@ def read_documents(
     *,
     form: Form = "dual",
     remat_group: int = 0,
-    implementation: native.Choice = "auto",
+    implementation: Choice = "auto",
 ) -> jax.Array:
     """Reads rows of packed documents, each from fresh fast weights: what training computes.
 

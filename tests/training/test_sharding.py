@@ -18,6 +18,7 @@ from bitttt_jax.errors import ConfigError
 from bitttt_jax.runs.console import Console
 from bitttt_jax.runs.directory import RunDirectory
 from bitttt_jax.training.setup import Compiled, compile_steps, new_state
+from tests.kernels import needs_kernels
 from tests.training.samples import BATCH, LENGTH, make_batch, make_config
 
 STEPS = 6
@@ -45,9 +46,11 @@ def train(config: TrainConfig, axes: tuple[int, int, int]) -> tuple[np.ndarray, 
     return losses, norms, jax.device_get(sums)
 
 
-def assert_same_training(config: TrainConfig, axes: tuple[int, int, int]) -> None:
+def assert_same_training(
+    config: TrainConfig, axes: tuple[int, int, int], reference: TrainConfig | None = None
+) -> None:
     losses, norms, sums = train(config, axes)
-    expected_losses, expected_norms, expected_sums = train(config, ONE)
+    expected_losses, expected_norms, expected_sums = train(reference or config, ONE)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     np.testing.assert_allclose(norms, expected_norms, rtol=1e-3)
     np.testing.assert_array_equal(sums.tokens_BP, expected_sums.tokens_BP)
@@ -78,6 +81,27 @@ def test_every_axis_computes_what_one_device_does(
     mixers: tuple[str, ...], axes: tuple[int, int, int]
 ):
     assert_same_training(wide(*mixers), axes)
+
+
+def with_kernels(implementation: str, *mixers: str) -> TrainConfig:
+    """Wide enough for them, on two devices along each axis too."""
+    config = make_config(*mixers, num_heads=4, dim=64)
+    ttt = dataclasses.replace(config.model.ttt, implementation=implementation)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, ttt=ttt))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "mixer"),
+    [
+        pytest.param("cpu", "ttt_linear", marks=needs_kernels),
+        pytest.param("cpu", "ttt_mlp", marks=[needs_kernels, pytest.mark.slow]),
+        pytest.param("pallas_tpu", "ttt_linear", marks=pytest.mark.slow),
+        pytest.param("pallas_tpu", "ttt_mlp", marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_on_a_mesh_compute_what_xla_does_on_one_device(implementation: str, mixer: str):
+    config, reference = (with_kernels(name, mixer) for name in (implementation, "xla"))
+    assert_same_training(config, (2, 2, 2), reference)
 
 
 @pytest.mark.slow
