@@ -19,9 +19,11 @@ TableType = Literal["exact", "int8", "int4"]
 """How embedding and output head are stored: as they are computed, as int8 rows with scales, or as
 int4 with a scale for every 32 values."""
 
+# Compiled, and so traced once for all weights of a shape.
+_pack = jax.jit(quantize_and_pack, static_argnums=1)
 _QUANTIZE: dict[TableType, Callable[[jax.Array], tables.Table]] = {
-    "int8": tables.quantize_table,
-    "int4": tables.quantize_groups,
+    "int8": jax.jit(tables.quantize_table),
+    "int4": jax.jit(tables.quantize_groups),
 }
 
 
@@ -65,7 +67,7 @@ def pack_params(
 
     def convert(path: str, leaf: jax.Array) -> jax.Array | PackedTernary | tables.Table:
         if parameters.is_ternary(config, path):
-            return quantize_and_pack(leaf, layout)
+            return _pack(leaf, layout)
         if parameters.is_table(path) and table != "exact":
             return _QUANTIZE[table](leaf if path.startswith("embed/") else leaf.T)
         if parameters.is_projection(path) or parameters.is_table(path):
