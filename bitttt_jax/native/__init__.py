@@ -69,20 +69,22 @@ def _interface_version() -> int:
     return 1000 * major + minor
 
 
-def choose(asked: Choice, fits: bool, needs: str) -> Implementation:
+def choose(asked: Choice, fits: bool, needs: str, *, divided: bool = False) -> Implementation:
     """The implementation of a function that has a native kernel.
 
     Args:
       asked: one by name, or `auto`.
       fits: whether the kernel takes these shapes and types.
       needs: which it takes, for the message.
+      divided: whether each device of a mesh calls the kernel for a part of its own.
 
     Raises:
       ConfigError: the one asked for can't run.
     """
     # The partitioner can't look into native code: over several devices it would gather everything.
-    is_one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-    if asked != "xla" and fits and is_one_cpu and instruction_set() is not None:
+    is_one_device = divided or jax.sharding.get_abstract_mesh().size <= 1
+    is_cpu = jax.default_backend() == "cpu" and is_one_device
+    if asked != "xla" and fits and is_cpu and instruction_set() is not None:
         return "cpu"
     if asked == "cpu":
         raise ConfigError(
