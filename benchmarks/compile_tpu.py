@@ -34,28 +34,28 @@ _ENVIRONMENT = {
 
 def main(argv: Sequence[str]) -> int:
     """Compiles one case; returns the exit code."""
-    target, name = argv
+    # libtpu reads these when it is loaded.
+    os.environ.update(_ENVIRONMENT)
     with tempfile.TemporaryDirectory(prefix="bitttt-bundles-") as folder:
-        # libtpu reads these when it is loaded.
-        os.environ.update(_ENVIRONMENT)
-        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        print(json.dumps(_measure(target, name, Path(folder))))
+        print(json.dumps(_measure(*argv, Path(folder))))
     return 0
 
 
 def _measure(target: str, name: str, folder: Path) -> dict[str, Any]:
     from jax.experimental import topologies
 
-    from benchmarks.compile_tpu_cases import CASES
+    from benchmarks.compile_tpu_cases import CASES, CONTROLS, KERNELS
 
+    if name in KERNELS:  # the text of a whole train step would be gigabytes
+        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
     topology = topologies.get_topology_desc(TOPOLOGIES[target], "tpu")
-    compiled, steps = CASES[name](topology.devices)
+    compiled, steps = (CASES | CONTROLS)[name](topology.devices)
     memory = compiled.memory_analysis()
     found = {
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
     }
-    if steps:
+    if name in KERNELS:
         slots = _slots(folder)
         found |= {"steps": steps, "bundles_in_all": steps * slots["bundles"], **slots}
     return found
@@ -64,16 +64,11 @@ def _measure(target: str, name: str, folder: Path) -> dict[str, Any]:
 def _slots(folder: Path) -> dict[str, int]:
     """Bundles of the only kernel in a dump, and what some of their slots hold."""
     (path,) = (path for path in folder.glob(f"*{_DUMP_ENDING}") if _KERNEL_NAMES.search(path.name))
-    _, names, _, *bundles = path.read_text().splitlines()
-    columns = dict(
-        zip(
-            names.replace(" ", "").split(","),
-            zip(*(map(int, line.split()) for line in bundles if line[:1].isdigit())),
-            strict=True,
-        )
-    )
+    _, names, _, *lines = path.read_text().splitlines()
+    bundles = [[int(slots) for slots in line.split()] for line in lines if line[:1].isdigit()]
+    columns = dict(zip(names.replace(" ", "").split(","), zip(*bundles, strict=True), strict=True))
     return {
-        "bundles": len(columns["MXU"]),
+        "bundles": len(bundles),
         "matrix_slots": sum(columns["MXU"]),
         "vector_slots": sum(columns["VALU"]),
         "spills": sum(columns["VSTORE:SPILL"]),

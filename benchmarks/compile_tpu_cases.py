@@ -1,7 +1,7 @@
 """What is compiled for TPUs: the kernels, dense products as their yardstick, a sharded train step.
 
 A case is a function from the chips of a topology to a function and the abstract arguments it is
-compiled for. A new kernel gets an entry in `CASES`.
+compiled for. A new kernel gets an entry in `KERNELS`.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def train_step(chips: Chips) -> tuple[Compiled, int]:
     return steps.train_step, 0
 
 
-CASES: dict[str, Case] = {
+KERNELS: dict[str, Case] = {
     **{
         f"packed_{name}_{use}": functools.partial(packed_product, shape=shape, compute=compute)
         for name, compute in (("int8", "int8"), ("bf16", "bfloat16"))
@@ -164,5 +164,59 @@ CASES: dict[str, Case] = {
     },
     "packed_columns": functools.partial(sharded_product, sharding="columns"),
     "packed_rows": functools.partial(sharded_product, sharding="rows"),
-    "train_step": train_step,
 }
+"""Programs with one kernel, whose code is counted."""
+
+CASES: dict[str, Case] = {**KERNELS, "train_step": train_step}
+
+
+def _compile_kernel(chips: Chips, kernel: Any, dtype: str, rows: int = 128) -> tuple[Compiled, int]:
+    block = _array(chips[0], (rows, 128), dtype)
+    call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(block.shape, dtype), name="kernel")
+    return jax.jit(call).lower(block).compile(), 0
+
+
+def int8_subtraction(chips: Chips) -> tuple[Compiled, int]:
+    """There is none in the vector units."""
+
+    def kernel(x_ref, y_ref):
+        y_ref[...] = x_ref[...] - jnp.int8(1)
+
+    return _compile_kernel(chips, kernel, "int8")
+
+
+def uint8_shift(chips: Chips) -> tuple[Compiled, int]:
+    """Older versions of libtpu can't."""
+
+    def kernel(x_ref, y_ref):
+        y_ref[...] = x_ref[...] >> jnp.uint8(2)
+
+    return _compile_kernel(chips, kernel, "uint8")
+
+
+def too_large_blocks(chips: Chips) -> tuple[Compiled, int]:
+    """200 MiB in a memory of at most 128."""
+
+    def kernel(x_ref, y_ref):
+        y_ref[...] = x_ref[...]
+
+    return _compile_kernel(chips, kernel, "float32", rows=200 * 2**20 // 512)
+
+
+def kernel_left_to_the_partitioner(chips: Chips) -> tuple[Compiled, int]:
+    """A kernel on divided arrays, which nobody maps over the devices."""
+    mesh = meshes.make_mesh(MeshConfig(fsdp=2, tensor=2), chips)
+    weight = _packed(NamedSharding(mesh, P()), 256, 256)
+    x = _array(NamedSharding(mesh, P(BATCH_AXES, None)), (64, 256), "bfloat16")
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(lambda x, w: pallas_tpu.matmul(x, (w,))).lower(x, weight)
+    return lowered.compile(), 0
+
+
+CONTROLS: dict[str, Case] = {
+    "int8_subtraction": int8_subtraction,
+    "uint8_shift": uint8_shift,
+    "too_large_blocks": too_large_blocks,
+    "kernel_left_to_the_partitioner": kernel_left_to_the_partitioner,
+}
+"""What the compiler must refuse, or else it isn't the real one."""

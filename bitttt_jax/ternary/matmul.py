@@ -25,7 +25,7 @@ _KERNELS = {
     "pallas_tpu": Kernel(pallas_tpu.matmul, pallas_tpu.sums),
     "pallas_gpu": Kernel(pallas_gpu.matmul, pallas_gpu.sums),
 }
-_PALLAS = {"tpu": pallas_tpu, "gpu": pallas_gpu}
+_PALLAS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 
 
 def matmul(
@@ -45,7 +45,8 @@ def matmul(
 
     Args:
       x: activations `[M, K]`.
-      weights: of K inputs each. `cpu` and `pallas_gpu` want the layout `i2_s`, `pallas_tpu` `rows4`.
+      weights: of K inputs each. `cpu` and `pallas_gpu` want the layout `i2_s`, `pallas_tpu`
+        `rows4`.
       implementation: what computes it; `auto` takes a kernel where one fits.
       sharding: how weights are divided over the axis `tensor` of a mesh, by their outputs (columns)
         or their inputs (rows); the rows of `x` are divided over the other axes. Weights that the
@@ -77,19 +78,19 @@ def _choose(
     asked: Choice, x: jax.Array, weights: tuple[PackedTernary, ...], sharding: Sharding | None
 ) -> str:
     """The implementation of a device's part of the weights."""
-    for platform, kernel in _PALLAS.items():
-        name = f"pallas_{platform}"
-        if asked == name or (asked == "auto" and jax.default_backend() == platform):
-            # The partitioner can't divide a kernel.
-            is_own = sharding is not None or jax.sharding.get_abstract_mesh().size <= 1
-            if is_own and all(map(kernel.takes, weights)):
-                return name
-            if asked == name:
-                raise ConfigError(
-                    "the Pallas kernel can't be used here",
-                    f"it needs a single device or a sharding, and {kernel.NEEDS}",
-                    "implementation=auto",
-                )
+    wanted = f"pallas_{jax.default_backend()}" if asked == "auto" else asked
+    if kernel := _PALLAS.get(wanted):
+        # The partitioner can't divide a kernel.
+        is_own = sharding is not None or jax.sharding.get_abstract_mesh().size <= 1
+        if is_own and all(map(kernel.takes, weights)):
+            return wanted
+        if asked == "pallas_tpu" or asked == "pallas_gpu":
+            raise ConfigError(
+                "the Pallas kernel can't be used here",
+                f"it needs a single device or a sharding, and {kernel.NEEDS}",
+                "implementation=auto",
+            )
+    assert asked != "pallas_tpu" and asked != "pallas_gpu"
     fits = x.dtype in cpu.DTYPES and all(weight.layout == "i2_s" for weight in weights)
     needs = "float32 or bfloat16 activations and weights in the layout `i2_s`"
     return native.choose(asked, fits, needs, divided=sharding is not None)
