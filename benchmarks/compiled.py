@@ -77,16 +77,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     kind = tyro.cli(Flags, args=argv, prog="python -m benchmarks.compiled").kind
-    path, own = record_path(kind), versions(kind)
-    record = read_record(path) if path.exists() else {"title": f"compiled for {kind}s", "of": {}}
     results: dict[str, Any] = {}
     for target in COMPILERS[kind].targets:
         for name in cases(kind):
             found = compile_case(kind, target, name)
             print(f"compiled for {target}  {name}  {json.dumps(found)}", flush=True)
             results.setdefault(target, {})[name] = found
+    path = record_path(kind)
+    record = read_record(path) if path.exists() else {"title": f"compiled for {kind}s", "of": {}}
     about = {"date": measure.now(), "revision": measure.revision()}
-    record["of"][own] = about | {"compiled_for": results}
+    record["of"][versions(kind)] = about | {"compiled_for": results}
     write_record(path, record)
     print(path)
 
