@@ -80,7 +80,10 @@ def _main(argv: Sequence[str]) -> None:
     results: dict[str, Any] = {}
     for target in COMPILERS[kind].targets:
         for name in cases(kind):
-            found = compile_case(kind, target, name)
+            try:
+                found = compile_case(kind, target, name)
+            except CompileFailed as error:
+                found = {"refused": str(error).split(": ")[0]}
             print(f"compiled for {target}  {name}  {json.dumps(found)}", flush=True)
             results.setdefault(target, {})[name] = found
     path = record_path(kind)
