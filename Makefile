@@ -30,8 +30,10 @@ test-all: $(STAMP)
 	@$(PYTEST) -m "not tpu and not gpu"
 
 # The compilers of hardware that isn't here come into environments of their own.
+test-tpu: EXTRAS := dev,tpu
+test-gpu: EXTRAS := dev,compile-gpu
 test-tpu test-gpu: test-%:
-	@$(MAKE) --no-print-directory VENV=.venv-$* EXTRAS=dev,$(subst gpu,compile-gpu,$*) setup
+	@$(MAKE) --no-print-directory VENV=.venv-$* EXTRAS=$(EXTRAS) setup
 	@.venv-$*/bin/python -m pytest -q -n 0 -m $* tests/compile
 
 lint: $(STAMP)
