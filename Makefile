@@ -3,9 +3,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint quickstart
+.PHONY: help setup test test-all test-tpu test-gpu lint quickstart
 
 VENV := .venv
+EXTRAS := dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP := $(BIN)/python -m pip --quiet --no-input --disable-pip-version-check
@@ -16,6 +17,8 @@ help:
 	@echo 'make setup        install into $(VENV)'
 	@echo 'make test         run the tests'
 	@echo 'make test-all     run the slow tests too'
+	@echo 'make test-tpu     compile for TPUs that are not here (installs libtpu, 1.5 GB, into .venv-tpu)'
+	@echo 'make test-gpu     compile for GPUs that are not here (.venv-gpu; needs nvcc 13, or CUDA_HOME)'
 	@echo 'make lint         check format, style and types'
 
 setup: $(STAMP)
@@ -24,7 +27,14 @@ test: $(STAMP)
 	@$(PYTEST)
 
 test-all: $(STAMP)
-	@$(PYTEST) -m ""
+	@$(PYTEST) -m "not tpu and not gpu"
+
+# The compilers of hardware that isn't here come into environments of their own.
+test-tpu: EXTRAS := dev,tpu
+test-gpu: EXTRAS := dev,compile-gpu
+test-tpu test-gpu: test-%:
+	@$(MAKE) --no-print-directory VENV=.venv-$* EXTRAS=$(EXTRAS) setup
+	@.venv-$*/bin/python -m pytest -q -n 0 -m $* tests/compile
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .
@@ -57,5 +67,5 @@ $(STAMP): setup.cfg setup.py pyproject.toml $(wildcard bitttt_jax/native/src/*)
 	}
 	@echo 'installing into $(VENV)'
 	@$(PIP) install --upgrade pip
-	@PYTHONWARNINGS=ignore $(PIP) install -e '.[dev]'
+	@PYTHONWARNINGS=ignore $(PIP) install -e '.[$(EXTRAS)]'
 	@touch $@

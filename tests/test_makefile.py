@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make isn't ins
 PYTHON = """#!/bin/bash
 case "$*" in
   --version) echo "Python {version}" ;;
-  "-c import pip") [[ $0 == *.venv/bin/python ]] && ! [[ -e broken ]] ;;
+  "-c import pip") [[ $0 == *.venv*/bin/python ]] && ! [[ -e broken ]] ;;
   "-c import ensurepip"*) exit {status} ;;
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "venv {version}" >>log ;;
   *pytest*) echo "pytest ${{*: -2}}" >>log ;;
@@ -85,7 +85,20 @@ def test_environment_is_made_once(machine: Machine):
     machine.make("test").check_returncode()
     assert machine.log() == ["pytest --dist loadfile"]
     machine.make("test-all").check_returncode()
-    assert machine.log() == ["pytest -m "]
+    assert machine.log() == ["pytest -m not tpu and not gpu"]
+
+
+@pytest.mark.parametrize(("kind", "extras"), [("tpu", "dev,tpu"), ("gpu", "dev,compile-gpu")])
+def test_compilers_for_other_hardware_have_an_environment_of_their_own(
+    machine: Machine, kind: str, extras: str
+):
+    machine.make(f"test-{kind}").check_returncode()
+    install = ["install pip", f"install .[{extras}]"]
+    assert machine.log() == ["venv 3.11.2", *install, f"pytest {kind} tests/compile"]
+    assert (machine.repository / f".venv-{kind}" / "bin" / "python").exists()
+    assert not (machine.repository / ".venv").exists()
+    machine.make(f"test-{kind}").check_returncode()
+    assert machine.log() == [f"pytest {kind} tests/compile"]
 
 
 def test_newest_working_python_is_chosen(machine: Machine):

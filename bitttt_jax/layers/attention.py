@@ -87,5 +87,5 @@ class Attention(nn.Module):
         mixed = mixed.reshape(*mixed.shape[:2], H * K)
         if config.norm_placement == "subln":
             mixed = RMSNorm(config.norm_eps, name="sub_norm")(mixed)
-        output = BitLinear(config, config.dim, ternary, name="output")
+        output = BitLinear(config, config.dim, ternary, "rows", name="output")
         return output(mixed, anneal.quantization), cache

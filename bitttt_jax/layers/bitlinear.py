@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bitttt_jax.config import ModelConfig
 from bitttt_jax.layers.norm import RMSNorm
 from bitttt_jax.ops import product
+from bitttt_jax.ternary.divided import Sharding
 from bitttt_jax.ternary.latent import fake_quant_matmul, int8_matmul
 from bitttt_jax.ternary.matmul import matmul
 from bitttt_jax.ternary.packing import PackedTernary
@@ -23,11 +24,14 @@ class BitLinear(nn.Module):
       config: the model's; says how ternary products are computed.
       features: output width.
       ternary: False is an ordinary float product of the same parameters.
+      sharding: how a packed kernel is divided over the devices of a mesh, as `distributed.rules`
+        divides the latent one.
     """
 
     config: ModelConfig
     features: int
     ternary: bool
+    sharding: Sharding = "columns"
 
     @nn.compact
     def __call__(self, x: jax.Array, strength: jax.Array | float = 1.0) -> jax.Array:
@@ -61,7 +65,7 @@ def apply_together(
     """Applies several layers to one input, which is quantised once.
 
     Args:
-      layers: layers that agree in `config` and `ternary`.
+      layers: layers that differ in width and name only.
       x: `[..., D]`.
       strength: as in `BitLinear`.
     """
@@ -74,7 +78,7 @@ def apply_together(
 def _products(layer: BitLinear, x, kernels, strength):
     rows, how = x.reshape(-1, x.shape[-1]), layer.config.ternary
     if isinstance(kernels[0], PackedTernary):
-        ys = matmul(rows, kernels)
+        ys = matmul(rows, kernels, sharding=layer.sharding)
     elif not layer.ternary:
         ys = product.shared_matmul(rows, tuple(kernel.astype(x.dtype) for kernel in kernels))
     elif how.path == "int8":

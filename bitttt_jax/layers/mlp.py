@@ -26,4 +26,5 @@ class GatedMLP(nn.Module):
         hidden = gated * up
         if config.norm_placement == "subln":
             hidden = RMSNorm(config.norm_eps, name="sub_norm")(hidden)
-        return BitLinear(config, config.dim, ternary, name="down")(hidden, anneal.quantization)
+        down = BitLinear(config, config.dim, ternary, "rows", name="down")
+        return down(hidden, anneal.quantization)

@@ -123,7 +123,7 @@ class TTT(nn.Module):
             mixed = jax.nn.gelu(projected["gate"], approximate=True) * mixed
         if config.norm_placement == "subln":
             mixed = RMSNorm(config.norm_eps, name="sub_norm")(mixed)
-        output = BitLinear(config, config.dim, ternary, name="output")
+        output = BitLinear(config, config.dim, ternary, "rows", name="output")
         return output(mixed, anneal.quantization), state
 
     def _views(self, x_BTD, query, key, value, sequence: Sequence, anneal: Anneal) -> Views:

@@ -56,17 +56,20 @@ def ternary_codes(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     return codes.astype(jnp.int8), scale
 
 
-def int8_codes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def int8_codes(x: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
     """Rounds activations to int8 at the scale of the largest magnitude of each token.
 
     Args:
       x: activations `[..., D]`.
+      axis: the mesh axis whose devices each have a part of D, in a function that is mapped over it.
 
     Returns:
       int8 codes `[..., D]`, and float32 scales `[..., 1]` by which they are multiplied.
     """
     x = widen(x)
     largest = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), SCALE_FLOOR)
+    if axis is not None:
+        largest = lax.pmax(largest, axis)
     codes = jnp.clip(jnp.round(x * (INT8_MAX / largest)), -INT8_MAX - 1, INT8_MAX)
     return codes.astype(jnp.int8), largest * (1 / INT8_MAX)
 

@@ -12,12 +12,20 @@ import numpy as np
 
 from bitttt_jax import native
 from bitttt_jax.errors import ConfigError
-from bitttt_jax.ternary.kernels import cpu, pallas_tpu, xla
+from bitttt_jax.ternary import divided
+from bitttt_jax.ternary.divided import Kernel, Sharding
+from bitttt_jax.ternary.kernels import cpu, pallas_gpu, pallas_tpu, xla
 from bitttt_jax.ternary.packing import PackedTernary, unpack
 
-Choice = native.Choice | Literal["pallas_tpu"]
+Choice = native.Choice | Literal["pallas_tpu", "pallas_gpu"]
 
-_KERNELS = {"xla": xla.matmul, "cpu": cpu.matmul, "pallas_tpu": pallas_tpu.matmul}
+_KERNELS = {
+    "xla": Kernel(xla.matmul, xla.sums),
+    "cpu": Kernel(cpu.matmul, cpu.sums),
+    "pallas_tpu": Kernel(pallas_tpu.matmul, pallas_tpu.sums),
+    "pallas_gpu": Kernel(pallas_gpu.matmul, pallas_gpu.sums),
+}
+_PALLAS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 
 
 def matmul(
@@ -25,6 +33,7 @@ def matmul(
     weights: Sequence[PackedTernary],
     *,
     implementation: Choice = "auto",
+    sharding: Sharding | None = None,
 ) -> tuple[jax.Array, ...]:
     """Products of activations, rounded to int8 a row, and ternary weights.
 
@@ -36,8 +45,13 @@ def matmul(
 
     Args:
       x: activations `[M, K]`.
-      weights: of K inputs each. `cpu` wants the layout `i2_s`, `pallas_tpu` `rows4`.
-      implementation: what computes it; `auto` takes a kernel where one fits, on a single device.
+      weights: of K inputs each. `cpu` and `pallas_gpu` want the layout `i2_s`, `pallas_tpu`
+        `rows4`.
+      implementation: what computes it; `auto` takes a kernel where one fits.
+      sharding: how weights are divided over the axis `tensor` of a mesh, by their outputs (columns)
+        or their inputs (rows); the rows of `x` are divided over the other axes. Weights that the
+        devices can't share evenly are multiplied by each of them. Nothing changes on a single
+        device. None leaves a mesh to XLA's partitioner, which can't divide kernels.
 
     Returns:
       `[M, N]` in the type of `x` for each of the weights.
@@ -54,38 +68,48 @@ def matmul(
     for weight in weights:
         if x.ndim != 2 or weight.codes.ndim != 2 or x.shape[1] != weight.shape[0]:
             raise ValueError(f"x is {x.shape} and a weight {weight.shape}")
-    return _matmul(x, weights, _choose(implementation, x, weights))
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        sharding = None
+    shares = weights if sharding is None else divided.parts(weights, sharding) or weights
+    return _matmul(x, weights, _choose(implementation, x, shares, sharding), sharding)
 
 
-def _choose(asked: Choice, x: jax.Array, weights: tuple[PackedTernary, ...]) -> str:
-    if asked == "pallas_tpu" or (asked == "auto" and jax.default_backend() == "tpu"):
+def _choose(
+    asked: Choice, x: jax.Array, weights: tuple[PackedTernary, ...], sharding: Sharding | None
+) -> str:
+    """The implementation of a device's part of the weights."""
+    wanted = f"pallas_{native.platform()}" if asked == "auto" else asked
+    if kernel := _PALLAS.get(wanted):
         # The partitioner can't divide a kernel.
-        is_one_device = jax.sharding.get_abstract_mesh().size <= 1
-        if is_one_device and all(map(pallas_tpu.takes, weights)):
-            return "pallas_tpu"
-        if asked == "pallas_tpu":
+        is_own = sharding is not None or jax.sharding.get_abstract_mesh().size <= 1
+        if is_own and all(map(kernel.takes, weights)):
+            return wanted
+        if asked == "pallas_tpu" or asked == "pallas_gpu":
             raise ConfigError(
                 "the Pallas kernel can't be used here",
-                "it needs a single device, and weights in the layout `rows4` whose widths are "
-                "multiples of 128",
+                f"it needs a single device or a sharding, and {kernel.NEEDS}",
                 "implementation=auto",
             )
+    assert asked != "pallas_tpu" and asked != "pallas_gpu"
     fits = x.dtype in cpu.DTYPES and all(weight.layout == "i2_s" for weight in weights)
     needs = "float32 or bfloat16 activations and weights in the layout `i2_s`"
-    return native.choose(asked, fits, needs)
+    return native.choose(asked, fits, needs, on_mesh=sharding is not None)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(x, weights, implementation):
-    return _KERNELS[implementation](x, weights)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmul(x, weights, implementation, sharding):
+    kernel = _KERNELS[implementation]
+    if sharding is None:
+        return kernel.matmul(x, weights)
+    return divided.matmul(x, weights, kernel, sharding)
 
 
-def _matmul_fwd(x, weights, implementation):
-    return _matmul(x, weights, implementation), weights
+def _matmul_fwd(x, weights, implementation, sharding):
+    return _matmul(x, weights, implementation, sharding), weights
 
 
-def _matmul_bwd(implementation, weights, grads):
-    del implementation
+def _matmul_bwd(implementation, sharding, weights, grads):
+    del implementation, sharding
     grad_x = sum(
         jnp.matmul(g, unpack(w).T.astype(g.dtype), preferred_element_type=jnp.float32) * w.scale
         for g, w in zip(grads, weights, strict=True)

@@ -28,6 +28,8 @@ Layout = Literal["i2_s", "rows4", "base3"]
 LAYOUTS: tuple[Layout, ...] = ("i2_s", "rows4", "base3")
 
 BLOCK = 128
+INPUTS_TOGETHER: dict[Layout, int] = {"i2_s": BLOCK, "rows4": 4, "base3": 5}
+"""How many inputs share bytes: codes can be divided between two such groups."""
 _BLOCK_SHIFTS = np.arange(6, -2, -2, dtype=np.uint8)
 _ROW_SHIFTS = np.arange(0, 8, 2, dtype=np.uint8)
 _POWERS_OF_3 = np.array([81, 27, 9, 3, 1], np.uint8)

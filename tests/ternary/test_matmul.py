@@ -13,6 +13,7 @@ from bitttt_jax.ternary.latent import int8_matmul
 from bitttt_jax.ternary.matmul import matmul
 from bitttt_jax.ternary.packing import LAYOUTS, PackedTernary
 from tests.kernels import needs_kernels
+from tests.ternary.products import random_product
 
 # Rows, inputs, outputs of each weight: of decoding and of prefill, whole and ragged.
 SHAPES = [
@@ -32,16 +33,6 @@ IMPLEMENTATIONS = [
     "xla",
     pytest.param("cpu", marks=needs_kernels),
 ]
-
-
-def inputs(M: int, K: int, widths, dtype="float32", layout="i2_s"):
-    rng = np.random.default_rng([M, K])
-    x = jnp.asarray(3 * rng.normal(size=(M, K)) * 10 ** rng.uniform(-2, 2, (M, 1)), dtype)
-    weights = []
-    for n in widths:
-        trits = rng.integers(-1, 2, (K, n)).astype(np.int8)
-        weights.append(packing.pack(trits, jnp.float32(rng.uniform(0.01, 2)), layout))
-    return x, tuple(weights)
 
 
 def integer_reference(x, weight: PackedTernary) -> np.ndarray:
@@ -67,7 +58,7 @@ def assert_same(implementation: str, y, expected):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_products_are_those_of_the_integers(implementation, dtype, shape):
-    x, weights = inputs(*shape, dtype)
+    x, weights = random_product(*shape, dtype)
     ys = jax.jit(lambda x, w: matmul(x, w, implementation=implementation))(x, weights)
     for y, weight in zip(ys, weights, strict=True):
         assert y.dtype == dtype
@@ -76,7 +67,7 @@ def test_products_are_those_of_the_integers(implementation, dtype, shape):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_layouts_give_the_same_product(layout):
-    x, weights = inputs(5, 300, (9, 4), layout=layout)
+    x, weights = random_product(5, 300, (9, 4), layout=layout)
     for y, weight in zip(matmul(x, weights), weights, strict=True):
         assert_same("xla", y, integer_reference(x, weight))
 
@@ -94,7 +85,7 @@ def test_it_is_what_training_computes(implementation):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_rows_of_zeros_and_extreme_values(implementation):
-    _, (weight,) = inputs(1, 256, (16,))
+    _, (weight,) = random_product(1, 256, (16,))
     x = np.zeros((3, 256), np.float32)
     x[1] = 1e36
     x[2, ::2] = 1e-30
@@ -106,7 +97,7 @@ def test_rows_of_zeros_and_extreme_values(implementation):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("rows", [1, 20])
 def test_one_bad_row_leaves_the_others_alone(implementation, rows):
-    x, (weight,) = inputs(rows + 1, 256, (16,))
+    x, (weight,) = random_product(rows + 1, 256, (16,))
     x = x.at[rows, 7].set(jnp.inf)
     (y,) = matmul(x, [weight], implementation=implementation)
     assert not np.isfinite(np.asarray(y[rows])).any()
@@ -115,7 +106,7 @@ def test_one_bad_row_leaves_the_others_alone(implementation, rows):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_the_gradient_is_straight_through(implementation):
-    x, weights = inputs(6, 300, (9, 4))
+    x, weights = random_product(6, 300, (9, 4))
     probes = [np.random.default_rng(n).normal(size=(6, n)).astype(np.float32) for n in (9, 4)]
 
     def loss(x):
@@ -130,12 +121,12 @@ def test_the_gradient_is_straight_through(implementation):
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    x, weights = inputs(2, 256, (8,))
+    x, weights = random_product(2, 256, (8,))
     with pytest.raises(ValueError, match=r"x is \(2, 128\) and a weight \(256, 8\)"):
         matmul(x[:, :128], weights)
 
 
 def test_the_kernel_refuses_what_it_does_not_take():
-    x, weights = inputs(2, 256, (8,), layout="rows4")
+    x, weights = random_product(2, 256, (8,), layout="rows4")
     with pytest.raises(ConfigError, match="layout `i2_s`"):
         matmul(x, weights, implementation="cpu")

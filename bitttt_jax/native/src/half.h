@@ -9,6 +9,7 @@ namespace bitttt {
 namespace {
 
 inline float widen(float x) { return x; }
+inline float widen(int8_t x) { return x; }
 inline float widen(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float value;

@@ -15,10 +15,22 @@ constexpr int64_t kSoon = 2 * 1024, kLater = 8 * 1024;
 
 // --- activations ------------------------------------------------------------------------------
 
+struct Rounding {
+  float factor, scale;
+};
+
+template <typename T>
+Rounding rounding_of(const T* x, int64_t width) {
+  const float largest = largest_magnitude(x, width);
+  return {kInt8Max / largest, largest * (1.0f / kInt8Max)};
+}
+
+// What is int8 already stays as it is.
+inline Rounding rounding_of(const int8_t*, int64_t) { return {1.0f, 1.0f}; }
+
 template <typename T>
 void quantize(const T* x, const Activations& a, int64_t m) {
-  const float largest = largest_magnitude(x, a.width);
-  const float factor = kInt8Max / largest;
+  const auto [factor, scale] = rounding_of(x, a.width);
   int8_t* row = a.row(m);
   int32_t sum = 0;
   for (int64_t chunk = 0; chunk < 2 * a.steps; ++chunk) {
@@ -33,7 +45,7 @@ void quantize(const T* x, const Activations& a, int64_t m) {
       if (count > 0) sum += quantize_chunk(x + chunk * kChunk, count, factor, codes);
     }
   }
-  a.scale[m] = largest * (1.0f / kInt8Max);
+  a.scale[m] = scale;
   a.sum[m] = sum;
 }
 
@@ -238,8 +250,8 @@ void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_
 
 }  // namespace
 
-extern const PackedTable TABLE(packed) = {quantize<float>,      quantize<uint16_t>,
-                                          multiply_few<float>,  multiply_few<uint16_t>,
-                                          multiply_many<float>, multiply_many<uint16_t>};
+extern const PackedTable TABLE(packed) = {
+    quantize<float>,        quantize<uint16_t>,   quantize<int8_t>,       multiply_few<float>,
+    multiply_few<uint16_t>, multiply_many<float>, multiply_many<uint16_t>};
 
 }  // namespace bitttt

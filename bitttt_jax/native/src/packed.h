@@ -66,6 +66,7 @@ struct PackedTable {
   // Fills row m of the activations from `width` values.
   void (*quantize)(const float*, const Activations&, int64_t m);
   void (*quantize_bfloat16)(const uint16_t*, const Activations&, int64_t m);
+  void (*quantize_int8)(const int8_t*, const Activations&, int64_t m);
   // For few rows: reads the codes once, from memory.
   void (*multiply_few)(const Activations&, const Columns&, Output<float>);
   void (*multiply_few_bfloat16)(const Activations&, const Columns&, Output<uint16_t>);

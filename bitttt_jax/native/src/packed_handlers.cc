@@ -32,12 +32,12 @@ template <typename T>
 using Few = void (*)(const Activations&, const Columns&, Output<T>);
 template <typename T>
 using Many = void (*)(const Activations&, const Columns&, Output<T>, uint8_t*);
-template <typename T>
-using Quantize = void (*)(const T*, const Activations&, int64_t);
+template <typename X>
+using Quantize = void (*)(const X*, const Activations&, int64_t);
 
-template <typename T>
-void multiply_all(ffi::ThreadPool& pool, const T* x, const Activations& a,
-                  const std::vector<Weight<T>>& weights, Quantize<T> quantize, Few<T> few,
+template <typename X, typename T>
+void multiply_all(ffi::ThreadPool& pool, const X* x, const Activations& a,
+                  const std::vector<Weight<T>>& weights, Quantize<X> quantize, Few<T> few,
                   Many<T> many) {
   const bool is_few = a.rows < kManyRows;
   if (is_few) {
@@ -69,10 +69,11 @@ void multiply_all(ffi::ThreadPool& pool, const T* x, const Activations& a,
       is_few ? Wait::kActively : Wait::kAsleep);
 }
 
-template <typename T>
+template <typename X, typename T>
 ffi::Error packed_matmul_of(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const Activations& a,
                             const ffi::RemainingArgs& args, ffi::RemainingRets& results,
-                            Quantize<T> quantize, Few<T> few, Many<T> many) {
+                            Quantize<X> quantize, Few<T> few, Many<T> many) {
+  const ffi::DataType type = sizeof(T) == sizeof(float) ? ffi::F32 : ffi::BF16;
   const int64_t row_bytes = (a.width + kBlock - 1) / kBlock * kBlockBytes;
   std::vector<Weight<T>> weights;
   int64_t before = 0;
@@ -86,7 +87,7 @@ ffi::Error packed_matmul_of(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, cons
     const auto of_codes = codes->dimensions(), of_y = (*y)->dimensions();
     if (of_codes.size() != 2 || of_codes[1] != row_bytes || scale->element_count() != 1 ||
         of_y.size() != 2 || of_y[0] != a.rows || of_y[1] != of_codes[0] ||
-        (*y)->element_type() != x.element_type()) {
+        (*y)->element_type() != type) {
       return wrong("packed: shapes don't fit");
     }
     const int64_t N = of_codes[0];
@@ -95,12 +96,12 @@ ffi::Error packed_matmul_of(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, cons
                        {static_cast<T*>((*y)->untyped_data()), N}});
     before += N;
   }
-  multiply_all(pool, static_cast<const T*>(x.untyped_data()), a, weights, quantize, few, many);
+  multiply_all(pool, static_cast<const X*>(x.untyped_data()), a, weights, quantize, few, many);
   return ffi::Error::Success();
 }
 
 // x is [M, K]; each weight has codes [N, bytes of a row] and a scale; the first result is working
-// memory, the others are the products [M, N] in the type of x.
+// memory, the others are the products [M, N] in the type of x, or float32 if that is int8.
 ffi::Error packed_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs weights,
                          ffi::Result<ffi::Buffer<ffi::U8>> workspace, ffi::RemainingRets results) {
   const auto shape = x.dimensions();
@@ -114,14 +115,18 @@ ffi::Error packed_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingA
   }
   const PackedTable& table = kernels().packed;
   if (x.element_type() == ffi::F32) {
-    return packed_matmul_of<float>(pool, x, a, weights, results, table.quantize, table.multiply_few,
-                                   table.multiply_many);
+    return packed_matmul_of(pool, x, a, weights, results, table.quantize, table.multiply_few,
+                            table.multiply_many);
   }
   if (x.element_type() == ffi::BF16) {
-    return packed_matmul_of<uint16_t>(pool, x, a, weights, results, table.quantize_bfloat16,
-                                      table.multiply_few_bfloat16, table.multiply_many_bfloat16);
+    return packed_matmul_of(pool, x, a, weights, results, table.quantize_bfloat16,
+                            table.multiply_few_bfloat16, table.multiply_many_bfloat16);
   }
-  return wrong("packed: neither float32 nor bfloat16");
+  if (x.element_type() == ffi::S8) {
+    return packed_matmul_of(pool, x, a, weights, results, table.quantize_int8, table.multiply_few,
+                            table.multiply_many);
+  }
+  return wrong("packed: neither float32 nor bfloat16 nor int8");
 }
 
 }  // namespace

@@ -7,6 +7,7 @@ to the last, and scaled on the way out.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Literal
 
@@ -18,11 +19,14 @@ from jax.experimental.pallas import tpu as pltpu
 from bitttt_jax.ops import quantize
 from bitttt_jax.ternary.packing import PackedTernary
 
+NEEDS = "weights in the layout `rows4` whose widths (of each device's part) are multiples of 128"
 Compute = Literal["int8", "bfloat16"]
 
 _SUBLANES, _LANES = 8, 128
-_BLOCK_ROWS, _BLOCK_OUTPUTS = 256, 512
-_BLOCK_INPUTS = (1024, 768, 640, 512, 384, 256, 128)
+# Chosen by the bundles compiled for v5e and v6e: each step of the grid costs some 150 whatever it
+# multiplies. A block of weights is larger where there are few rows; its code grows with both.
+_BLOCK_ROWS, _BLOCK_INPUTS = 256, 2560
+_FEW_ROWS, _BLOCK_WEIGHTS_OF_FEW, _BLOCK_WEIGHTS = 32, 3 * 2**20, 2**20
 
 
 def takes(weight: PackedTernary) -> bool:
@@ -47,19 +51,28 @@ def matmul(
         integers below 2^8, sums below 2^24), for chips whose matrix unit has no int8.
       interpret: run as plain JAX, on any backend.
     """
-    M = x.shape[0]
     codes, scale = quantize.int8_codes(x)
-    short = -M % min(_BLOCK_ROWS, -(-M // _SUBLANES) * _SUBLANES)
-    codes, scale = (jnp.pad(part, ((0, short), (0, 0))) for part in (codes, scale))
-    outputs = [_product(codes, scale, w, x.dtype, compute, interpret) for w in weights]
-    return tuple(y[:M] for y in outputs)
+    return tuple(_product(codes, scale, w, x.dtype, compute, interpret) for w in weights)
+
+
+def sums(
+    codes: jax.Array,
+    weights: tuple[PackedTernary, ...],
+    *,
+    compute: Compute = "int8",
+    interpret: bool = False,
+) -> tuple[jax.Array, ...]:
+    """The products of int8 codes `[M, K]` and of the weights' codes, int32; else as `matmul`."""
+    ones = jnp.ones((codes.shape[0], 1), jnp.float32)
+    plain = (dataclasses.replace(w, scale=jnp.ones_like(w.scale)) for w in weights)
+    return tuple(_product(codes, ones, w, jnp.int32, compute, interpret) for w in plain)
 
 
 def _product(x_MK, scale_M1, weight: PackedTernary, dtype, compute: Compute, interpret: bool):
-    (M, K), N = x_MK.shape, weight.shape[1]
-    bm = min(_BLOCK_ROWS, M)
-    bk = next(size for size in _BLOCK_INPUTS if K % size == 0)
-    bn = next(size for size in (_BLOCK_OUTPUTS, 256, _LANES) if N % size == 0)
+    rows, (K, N) = x_MK.shape[0], weight.shape
+    bm, bk, bn = blocks(rows, K, N)
+    M = -(-rows // bm) * bm
+    x_MK, scale_M1 = (jnp.pad(part, ((0, M - rows), (0, 0))) for part in (x_MK, scale_M1))
     factor, total = (jnp.int8, jnp.int32) if compute == "int8" else (jnp.bfloat16, jnp.float32)
     return pl.pallas_call(
         functools.partial(_kernel, factor, total),
@@ -82,7 +95,23 @@ def _product(x_MK, scale_M1, weight: PackedTernary, dtype, compute: Compute, int
             transcendentals=0,
         ),
         interpret=interpret,
-    )(x_MK, scale_M1, weight.codes, weight.scale.reshape(1))
+        name="packed_product",
+    )(x_MK, scale_M1, weight.codes, weight.scale.reshape(1))[:rows]
+
+
+def blocks(rows: int, K: int, N: int) -> tuple[int, int, int]:
+    """Rows, inputs and outputs of a step of the grid."""
+    parts = -(-rows // _BLOCK_ROWS)
+    unit = _SUBLANES if parts == 1 else 4 * _SUBLANES  # four int8 to a register's sublane
+    bm = -(-rows // (parts * unit)) * unit
+    weights = _BLOCK_WEIGHTS_OF_FEW if bm <= _FEW_ROWS else _BLOCK_WEIGHTS
+    bk = _largest_divisor(K, _BLOCK_INPUTS)
+    return bm, bk, _largest_divisor(N, weights // bk)
+
+
+def _largest_divisor(size: int, bound: int) -> int:
+    """The largest multiple of 128 that divides `size`, up to a bound."""
+    return next(n for n in range(bound // _LANES * _LANES, 0, -_LANES) if size % n == 0)
 
 
 def _kernel(factor, total, x_ref, x_scale_ref, codes_ref, scale_ref, y_ref, sums_ref):
