@@ -3,12 +3,13 @@
     python -m benchmarks.compile_tpu v5e packed_int8_decode
 
 libtpu compiles ahead of time on any x86 machine. The last line is JSON: bundles (VLIW
-instructions) of the kernel's whole program, how many of the slots of its matrix units and of its
-spills they fill, the steps of its grid, bytes of the program's arguments and of its memory.
+instructions) of the kernels' whole programs, how many of the slots of its matrix units and of its
+spills they fill, the steps of a grid, bytes of the program's arguments and of its memory.
 """
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 _KERNEL_NAMES = re.compile(r"_(product|kernel)\b")
+_COLUMNS = {"matrix_slots": "MXU", "vector_slots": "VALU", "spills": "VSTORE:SPILL"}
 _DUMP_ENDING = "-final_hlo-static-per-bundle-utilization.txt"
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -62,17 +64,21 @@ def _measure(target: str, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _slots(folder: Path) -> dict[str, int]:
-    """Bundles of the only kernel in a dump, and what some of their slots hold."""
-    (path,) = (path for path in folder.glob(f"*{_DUMP_ENDING}") if _KERNEL_NAMES.search(path.name))
-    _, names, _, *lines = path.read_text().splitlines()
-    bundles = [[int(slots) for slots in line.split()] for line in lines if line[:1].isdigit()]
-    columns = dict(zip(names.replace(" ", "").split(","), zip(*bundles, strict=True), strict=True))
-    return {
-        "bundles": len(bundles),
-        "matrix_slots": sum(columns["MXU"]),
-        "vector_slots": sum(columns["VALU"]),
-        "spills": sum(columns["VSTORE:SPILL"]),
-    }
+    """Bundles of all kernels in a dump, and what some of their slots hold."""
+    found: collections.Counter[str] = collections.Counter()
+    for path in folder.glob(f"*{_DUMP_ENDING}"):
+        if not _KERNEL_NAMES.search(path.name):
+            continue
+        _, names, _, *lines = path.read_text().splitlines()
+        bundles = [[int(slots) for slots in line.split()] for line in lines if line[:1].isdigit()]
+        columns = zip(names.replace(" ", "").split(","), zip(*bundles, strict=True), strict=True)
+        sums = {name: sum(slots) for name, slots in columns}
+        found["bundles"] += len(bundles)
+        for count, column in _COLUMNS.items():
+            found[count] += sums[column]
+    if not found:
+        raise ValueError("no kernel was compiled")
+    return dict(found)
 
 
 if __name__ == "__main__":

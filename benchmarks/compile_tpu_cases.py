@@ -32,6 +32,8 @@ from bitttt_jax.ternary.divided import Sharding
 from bitttt_jax.ternary.kernels import pallas_tpu
 from bitttt_jax.ternary.matmul import matmul
 from bitttt_jax.ternary.packing import PackedTernary, codes_shape
+from bitttt_jax.ttt.kernels import pallas_tpu as ttt_kernel
+from bitttt_jax.ttt.kernels.inputs import Inputs
 
 Chips = Sequence[jax.Device]
 Compiled = Any
@@ -125,6 +127,27 @@ def sharded_product(chips: Chips, *, sharding: Sharding) -> tuple[Compiled, int]
         return jax.jit(product).lower(x, weight).compile(), _steps(*part)
 
 
+def inner_learning(chips: Chips, *, hidden: int, backward: bool) -> tuple[Compiled, int]:
+    """All mini-batches of sequences, read forwards; or that and its backward pass."""
+    B, T, H, K, b, group = 8, 2048, 12, 64, 16, 4
+    fast = (K + 1) * hidden + (hidden + 1) * K if hidden else (K + 1) * K
+    floats = lambda *shape: _array(chips[0], shape, "float32")
+    tokens, initial = floats(B, T, H, K), floats(B, H, fast)
+    rate, norm = floats(B, T, H), floats(H, K)
+    restart = _array(chips[0], (B, T // b), "bool")
+    inputs = Inputs(*(tokens,) * 3, rate, floats(b), norm, norm, initial, floats(H, fast), restart)
+    read = lambda inputs: ttt_kernel.read_mini_batches(inputs, hidden, group)
+
+    def differentiate(inputs, *grads):
+        rest = inputs._replace(restart=None)
+        of_rest = lambda rest: read(rest._replace(restart=inputs.restart))
+        return jax.vjp(of_rest, rest)[1](grads)
+
+    function, grads = (differentiate, (tokens, initial)) if backward else (read, ())
+    steps = ttt_kernel.steps(B, H, K, hidden, T // b, group)
+    return jax.jit(function).lower(inputs, *grads).compile(), steps
+
+
 def train_step(chips: Chips) -> tuple[Compiled, int]:
     """A step of training as a run compiles it: parameters and products divided over the chips."""
     from bitttt_jax.runs.console import Console
@@ -164,8 +187,15 @@ KERNELS: dict[str, Case] = {
     },
     "packed_columns": functools.partial(sharded_product, sharding="columns"),
     "packed_rows": functools.partial(sharded_product, sharding="rows"),
+    **{
+        f"ttt_{name}_{way}": functools.partial(
+            inner_learning, hidden=hidden, backward=way == "backward"
+        )
+        for name, hidden in (("linear", 0), ("mlp", 256))
+        for way in ("forward", "backward")
+    },
 }
-"""Programs with one kernel, whose code is counted."""
+"""Programs whose kernels' code is counted."""
 
 CASES: dict[str, Case] = {**KERNELS, "train_step": train_step}
 

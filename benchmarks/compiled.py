@@ -18,11 +18,11 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
-from benchmarks import measure
+from benchmarks import measure, turns
 from benchmarks.records import read_record, write_record
 from bitttt_jax.errors import run_main
 
@@ -66,8 +66,10 @@ class CompileFailed(Exception):
 class Flags:
     """Record what the kernels compile to in benchmarks/results/compiled-KIND.json."""
 
-    kind: tyro.conf.Positional[str]
-    """`tpu` or `gpu`."""
+    kind: tyro.conf.Positional[Literal["tpu", "gpu"]]
+    """What is compiled for."""
+    only: str = ""
+    """Names of cases, with wildcards, separated by commas; all by default."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,18 +78,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-    kind = tyro.cli(Flags, args=argv, prog="python -m benchmarks.compiled").kind
-    results: dict[str, Any] = {}
+    flags = tyro.cli(Flags, args=argv, prog="python -m benchmarks.compiled")
+    kind = flags.kind
+    path = record_path(kind)
+    record = read_record(path) if path.exists() else {"title": f"compiled for {kind}s", "of": {}}
+    results = record["of"].get(versions(kind), {}).get("compiled_for", {})
+    names = turns.chosen({name: name for name in cases(kind)}, flags.only)
     for target in COMPILERS[kind].targets:
-        for name in cases(kind):
+        for name in names:
             try:
                 found = compile_case(kind, target, name)
             except CompileFailed as error:
                 found = {"refused": str(error).split(": ")[0]}
             print(f"compiled for {target}  {name}  {json.dumps(found)}", flush=True)
             results.setdefault(target, {})[name] = found
-    path = record_path(kind)
-    record = read_record(path) if path.exists() else {"title": f"compiled for {kind}s", "of": {}}
     about = {"date": measure.now(), "revision": measure.revision()}
     record["of"][versions(kind)] = about | {"compiled_for": results}
     write_record(path, record)

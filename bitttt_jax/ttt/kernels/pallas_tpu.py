@@ -89,11 +89,8 @@ def read_mini_batches(inputs: Inputs, hidden: int, group: int) -> tuple[jax.Arra
         step's code is written out.
     """
     (B, T, H, K), N = inputs.query.shape, inputs.restart.shape[1]
-    group = min(group, N, _MOST_GROUP)
+    pack, _, group = sizes = _sizes(H, K, hidden, N, group)
     short = -N % group  # filled up with tokens of rate 0, from which nothing is learned
-    pack = _pack_size(H, K)
-    most = _MOST_PACKS[hidden > 0]
-    packs = max(n for n in range(1, most + 1) if H // pack % n == 0)
     shapes = _shapes(K, hidden)
 
     def lanes(x_BTHK):
@@ -113,13 +110,36 @@ def read_mini_batches(inputs: Inputs, hidden: int, group: int) -> tuple[jax.Arra
         fresh=_side_by_side(fresh, pack),
         weights=_side_by_side(initial, pack),
     )
-    z, final = _read(operands, _Sizes(pack, packs, group))
+    z, final = _read(operands, sizes)
     restarted_B = jnp.any(inputs.restart, axis=1)
     fast = dict(_one_by_one(final, pack))
     for name in mean:
         started = restarted_B.reshape(-1, *(1,) * (mean[name].ndim - 1))
         fast[name] += jnp.where(started, fresh_mean[name], mean[name])
     return z[:, :T].reshape(B, T, H, K), flatten(fast)
+
+
+def _sizes(heads: int, width: int, hidden: int, count: int, group: int) -> _Sizes:
+    """Of a step that reads up to `group` of `count` mini-batches."""
+    pack = _pack_size(heads, width)
+    most = _MOST_PACKS[hidden > 0]
+    packs = max(n for n in range(1, most + 1) if heads // pack % n == 0)
+    return _Sizes(pack, packs, min(group, count, _MOST_GROUP))
+
+
+def steps(rows: int, heads: int, width: int, hidden: int, count: int, group: int) -> int:
+    """Steps of the grid.
+
+    Args:
+      rows: sequences.
+      heads: number of heads.
+      width: of a head.
+      hidden: of the inner MLP; 0 for the linear inner model.
+      count: mini-batches.
+      group: as in `read_mini_batches`.
+    """
+    pack, packs, group = _sizes(heads, width, hidden, count, group)
+    return rows * (heads // (pack * packs)) * -(-count // group)
 
 
 def _shapes(K: int, F: int) -> Any:
@@ -202,6 +222,7 @@ def _forward(operands: _Operands, sizes: _Sizes, *, save: bool):
     return blocks.call(
         functools.partial(_forward_kernel, sizes),
         [operands],
+        name="ttt_forward_kernel",
         in_specs=[blocks.operands(blocks.per_row(initial))],
         out_specs=(blocks.tokens(), blocks.per_row(initial), saved_specs),
         out_shape=(_float32(*key.shape), jax.tree.map(_like, initial), saved),
@@ -238,6 +259,7 @@ def _backward(operands: _Operands, grads, sizes: _Sizes) -> _Operands:
     (found,) = blocks.call(
         functools.partial(_backward_kernel, sizes),
         [operands, grad_z, grad_final],
+        name="ttt_backward_kernel",
         in_specs=[blocks.operands(saved_specs), blocks.tokens(), weights],
         out_specs=(out_specs,),
         out_shape=(out_shape,),
