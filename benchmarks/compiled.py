@@ -92,6 +92,10 @@ def _main(argv: Sequence[str]) -> None:
                 found = {"refused": str(error).split(": ")[0]}
             print(f"compiled for {target}  {name}  {json.dumps(found)}", flush=True)
             results.setdefault(target, {})[name] = found
+    results = {
+        target: {name: found[name] for name in cases(kind) if name in found}
+        for target, found in results.items()
+    }
     about = {"date": measure.now(), "revision": measure.revision()}
     record["of"][versions(kind)] = about | {"compiled_for": results}
     write_record(path, record)
