@@ -24,7 +24,7 @@ _CACHE_STEP = 256
 # A call takes the host some microseconds for each of a model's arrays, as long as a small model's
 # step: a call chooses as many tokens as come in this time, at most so many.
 _CALL_SECONDS = 0.1
-_CALL_TOKENS = 32
+CALL_TOKENS = 32
 _MAX_TOKENS = 2**31 - _CACHE_STEP  # positions and cache slots are 32-bit
 
 
@@ -94,7 +94,7 @@ def generate(
 
 def tokens_per_call(seconds: float) -> int:
     """How many tokens `write_tokens` should choose in a call, from the seconds that one takes."""
-    return min(max(int(_CALL_SECONDS / seconds), 1), _CALL_TOKENS)
+    return min(max(int(_CALL_SECONDS / seconds), 1), CALL_TOKENS)
 
 
 def _check_prompt(prompt_T: np.ndarray, max_tokens: int, num_tokens: int) -> None:
@@ -149,10 +149,10 @@ def write_tokens(
       token_B: their latest tokens.
       key: random key of all draws.
       stop_S: tokens that end the call when every row has one of them.
-      count: how many tokens of each row to choose, at most `_CALL_TOKENS`.
+      count: how many tokens of each row to choose, at most `CALL_TOKENS`.
 
     Returns:
-      The tokens `[_CALL_TOKENS, B]`, how many of them were chosen, and the new state.
+      The tokens `[CALL_TOKENS, B]`, how many of them were chosen, and the new state.
     """
 
     def goes_on(carry):
@@ -166,7 +166,7 @@ def write_tokens(
         token_B = _choose(sampling, num_tokens, logits, state.position_B, key)
         return written + 1, token_B, token_NB.at[written].set(token_B), state
 
-    token_NB = jnp.zeros((_CALL_TOKENS, *token_B.shape), jnp.int32)
+    token_NB = jnp.zeros((CALL_TOKENS, *token_B.shape), jnp.int32)
     start = (jnp.zeros((), jnp.int32), token_B, token_NB, state)
     written, _, token_NB, state = jax.lax.while_loop(goes_on, write, start)
     return token_NB, written, state

@@ -18,14 +18,9 @@ def devices_along(axes: Axes) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in names)
 
 
-def divides(axes: Axes, size: int) -> bool:
-    """Whether the devices along axes of the current mesh can share a dimension evenly."""
-    return size % devices_along(axes) == 0
-
-
 def shared(axes: Axes, size: int) -> Axes | None:
-    """For a `PartitionSpec`: axes if they divide a dimension, None (all have it whole) if not."""
-    return axes if divides(axes, size) else None
+    """For a `PartitionSpec`: axes if their devices can share a dimension evenly, None if not."""
+    return axes if size % devices_along(axes) == 0 else None
 
 
 def over_mesh(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:

@@ -40,7 +40,8 @@ def test_it_compiles_to_no_more_code_than_recorded(name, target):
 @pytest.mark.parametrize("name", CONTROLS)
 def test_the_compiler_refuses_what_the_chip_cannot_do(name, target):
     if name == "uint8_shift" and not metadata.version("libtpu").startswith("0.0.42"):
-        pytest.skip("later versions of libtpu shift bytes")
+        assert compiled.compile_case("tpu", target, name)["argument_bytes"] > 0  # learned since
+        return
     with pytest.raises(compiled.CompileFailed) as caught:
         compiled.compile_case("tpu", target, name)
     assert re.search(REASONS[name], str(caught.value))

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from bitttt_jax.ops.partition import divides, over_mesh
+from bitttt_jax.ops.partition import over_mesh, shared
 
 SPECS = ((P(("data", "fsdp"), None), P(None, "tensor")), P(("data", "fsdp"), "tensor"))
 
@@ -42,7 +42,8 @@ def test_each_device_sees_its_part_and_gradients_are_whole():
 
 
 def test_what_devices_can_share():
-    assert divides("tensor", 3) and divides(("data", "fsdp"), 1)
+    rows = ("data", "fsdp")
+    assert shared("tensor", 3) == "tensor" and shared(rows, 1) == rows
     with jax.set_mesh(mesh(2, 2, 2)):
-        assert divides("tensor", 4) and not divides("tensor", 3)
-        assert divides(("data", "fsdp"), 4) and not divides(("data", "fsdp"), 6)
+        assert shared("tensor", 4) == "tensor" and shared("tensor", 3) is None
+        assert shared(rows, 4) == rows and shared(rows, 6) is None

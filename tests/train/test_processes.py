@@ -267,28 +267,41 @@ def test_a_failure_of_process_0_ends_all(tmp_path: Path, finished: Path, config:
     assert "Traceback" not in out
 
 
+def losses_of_the_debug_preset(folder: Path, text: Path, *flags: str) -> np.ndarray:
+    """Of all steps of a run, which must end well."""
+    flags += (f"--workdir={folder}", f"--config.data.sources={text}")
+    flags += ("--config.data.validation_fraction=0.3", "--config.log.every_steps=1")
+    done = subprocess.run(
+        [sys.executable, "-m", "bitttt_jax.train", "--config=debug", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE_S,
+    )
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "sample   def " in done.stdout
+    assert list(rows(folder, "ttt/inner_loss_updated")) == [20, 40, 60]
+    losses = rows(folder, "train/loss")
+    assert len(losses) == 60
+    return np.array(list(losses.values()))
+
+
+MESH = ("--sim_devices=8", "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
+
+
 @pytest.mark.slow
 def test_the_debug_preset_on_a_mesh(tmp_path: Path, text: Path):
     """Equal but for rounding, until that has moved enough codes of weights and activations."""
-    losses = []
-    for name, *mesh in (
-        ("one", "--sim_devices=1"),
-        ("eight", "--sim_devices=8", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"),
-    ):
-        flags = [f"--workdir={tmp_path / name}", f"--config.data.sources={text}", *mesh]
-        flags += ["--config.data.validation_fraction=0.3", "--config.log.every_steps=1"]
-        done = subprocess.run(
-            [sys.executable, "-m", "bitttt_jax.train", "--config=debug", *flags],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=2 * DEADLINE_S,
-        )
-        assert done.returncode == ExitCode.OK, done.stderr
-        assert "sample   def " in done.stdout
-        losses.append(rows(tmp_path / name, "train/loss"))
-        assert list(rows(tmp_path / name, "ttt/inner_loss_updated")) == [20, 40, 60]
-    one, eight = (np.array(list(values.values())) for values in losses)
-    assert len(one) == 60
-    np.testing.assert_allclose(eight[:10], one[:10], rtol=1e-5)
+    one = losses_of_the_debug_preset(tmp_path / "one", text, "--sim_devices=1")
+    flags = (*MESH, "--config.model.ttt.implementation=xla")
+    eight = losses_of_the_debug_preset(tmp_path / "eight", text, *flags)
+    np.testing.assert_allclose(eight[:20], one[:20], rtol=1e-5)
     np.testing.assert_allclose(eight, one, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_kernels_on_a_mesh_where_rounding_can_move_no_code(tmp_path: Path, text: Path):
+    floats = ("--config.model.ternary.mixer=False", "--config.model.ternary.mlp=False")
+    one = losses_of_the_debug_preset(tmp_path / "one", text, "--sim_devices=1", *floats)
+    eight = losses_of_the_debug_preset(tmp_path / "eight", text, *MESH, *floats)
+    np.testing.assert_allclose(eight, one, rtol=1e-6)
