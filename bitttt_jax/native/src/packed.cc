@@ -156,10 +156,6 @@ inline void multiply_group(const Activations& a, const Columns& c, int64_t n, Ou
 
 template <typename T>
 void multiply_few(const Activations& a, const Columns& c, Output<T> out) {
-  const uint8_t *begin = c.codes + c.first * c.row_bytes, *end = c.codes + c.last * c.row_bytes;
-  for (const uint8_t* p = begin; p < begin + kLater && p < end; p += 64) {
-    __builtin_prefetch(p, 0, 2);
-  }
   int64_t n = c.first;
   for (; n + kGroup <= c.last; n += kGroup) multiply_group<kGroup>(a, c, n, out);
   for (; n < c.last; ++n) multiply_group<1>(a, c, n, out);
