@@ -107,6 +107,33 @@ class TTTConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScalingConfig:
+    """How RoPE's angles are stretched for contexts longer than those of the first training."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    kind: Literal["none", "linear", "llama3"] = "none"
+    """`linear` divides all frequencies, `llama3` the low ones only (Llama 3.1)."""
+    factor: float = 1.0
+    """What frequencies are divided by."""
+    low_freq_factor: float = 1.0
+    """`llama3`: frequencies with fewer turns than this in `original_context` are divided."""
+    high_freq_factor: float = 4.0
+    """`llama3`: those with more turns than this are left; in between it goes over smoothly."""
+    original_context: int = 8192
+    """`llama3`: context of the first training, in tokens."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "model.rope_scaling", "factor", "low_freq_factor", "original_context"
+        )
+        _require(
+            self.high_freq_factor > self.low_freq_factor,
+            "model.rope_scaling.high_freq_factor must be above low_freq_factor",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A Llama-style decoder with a choice of token mixers."""
 
@@ -136,6 +163,10 @@ class ModelConfig:
     """Added to the mean square in RMSNorm."""
     rope_theta: float = 10_000.0
     """RoPE base of attention."""
+    rope_scaling: RopeScalingConfig = RopeScalingConfig()
+    """Stretching of attention's RoPE."""
+    qkv_bias: bool = False
+    """Biases in attention's query, key and value projections (Qwen2)."""
     window: int = 0
     """Attention sees this many latest tokens, itself included; 0 means all."""
     tie_embeddings: bool = True

@@ -216,27 +216,27 @@ def _load(path: str) -> tuple[Any, Any, dict[str, Any]]:
     import jax
 
     from bitttt_jax.inference import packed_model
-    from bitttt_jax.inference.load import load_model
+    from bitttt_jax.inference.load import load
     from bitttt_jax.training.hardware import host_peak_bytes
 
     jax.devices()  # the backend's own memory isn't the model's
     before, started = _resident_bytes(), time.perf_counter()
-    model = load_model(path)
+    model = load(path)
     jax.block_until_ready(model.params)
     seconds, after = time.perf_counter() - started, _resident_bytes()
-    load: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "seconds": seconds,
         "resident_bytes": after - before,
         # The system's own count of the peak lags a little behind.
         "peak_resident_bytes": max(host_peak_bytes(), after) - before,
     }
-    text = f"{load['seconds']:8.1f} s, {_mib(load['resident_bytes'])} of memory"
-    text += f", {_mib(load['peak_resident_bytes'])} at most"
+    text = f"{figures['seconds']:8.1f} s, {_mib(figures['resident_bytes'])} of memory"
+    text += f", {_mib(figures['peak_resident_bytes'])} at most"
     if packed_model.is_packed_model(Path(path)):
-        load["file_bytes"] = (Path(path) / packed_model.WEIGHTS_FILE).stat().st_size
-        text += f", for a file of {_mib(load['file_bytes'])}"
+        figures["file_bytes"] = (Path(path) / packed_model.WEIGHTS_FILE).stat().st_size
+        text += f", for a file of {_mib(figures['file_bytes'])}"
     print(f"load        {text}")
-    return model.config.model, model.params, load
+    return model.config, model.params, figures
 
 
 def _mib(size: int) -> str:

@@ -14,7 +14,7 @@ from bitttt_jax.commands.progress import show_progress
 from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
-    from bitttt_jax.inference.load import LoadedModel
+    from bitttt_jax.inference.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,12 @@ def _main(argv: Sequence[str]) -> None:
 
     use_compile_cache()
     model = load_run(flags.source, flags.step)
-    config = model.config.model
-    packed.check_packable(config)
-    params = packed.pack_params(config, model.params, flags.layout, flags.table)
+    packed.check_packable(model.config)
+    params = packed.pack_params(model.config, model.params, flags.layout, flags.table)
     sizes = packed.byte_counts(params)
     packed_model.save(
         destination,
-        model.config,
+        model.run,
         params,
         model.tokenizer,
         step=model.step,
@@ -81,7 +80,7 @@ def _main(argv: Sequence[str]) -> None:
     print(f"{destination}  step {model.step}, {time.perf_counter() - started:.1f} s")
 
 
-def _effect(run: Path, model: LoadedModel, params: Any) -> str:
+def _effect(run: Path, model: Model, params: Any) -> str:
     """What packing does to the loss of the text that the run held out."""
     from bitttt_jax.data.manifest import MANIFEST_FILE, Manifest
     from bitttt_jax.training.evaluate import measure
@@ -90,10 +89,10 @@ def _effect(run: Path, model: LoadedModel, params: Any) -> str:
     folder = run / "data"
     if not (folder / MANIFEST_FILE).is_file() or not Manifest.load(folder).split("validation"):
         return "(its effect isn't measured: the run has no held-out text)"
-    splits = [open_split(model.config, folder, "validation")]
+    splits = [open_split(model.run, folder, "validation")]
     with show_progress() as progress:
         before, after = (
-            measure(model.config, p, splits, lambda done, total: progress("evaluate", done, total))
+            measure(model.run, p, splits, lambda done, total: progress("evaluate", done, total))
             for p in (model.params, params)
         )
     return (
@@ -114,8 +113,8 @@ def _sizes(sizes: dict[str, int], latent: int) -> str:
     return "\n".join(lines)
 
 
-def _card(flags: Flags, model: LoadedModel, sizes: dict[str, int]) -> str:
-    config = model.config.model
+def _card(flags: Flags, model: Model, sizes: dict[str, int]) -> str:
+    config = model.config
     return f"""# {Path(flags.destination).name}
 
 A language model with ternary weights, packed by bitttt_jax for inference.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bitttt_jax.config import TrainConfig
     from bitttt_jax.data.build import Progress
     from bitttt_jax.data.manifest import Split
-    from bitttt_jax.inference.load import LoadedModel
+    from bitttt_jax.inference.model import Model
     from bitttt_jax.training.evaluate import Evaluation
 
 
@@ -73,7 +73,7 @@ def _main(argv: Sequence[str]) -> None:
         raise ConfigError("--data= names no file or folder")
     from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference.failures import out_of_memory
-    from bitttt_jax.inference.load import load_model
+    from bitttt_jax.inference.load import load
     from bitttt_jax.runs.files import to_row
     from bitttt_jax.training.evaluate import measure
     from bitttt_jax.training.hardware import keep_freed_memory
@@ -82,8 +82,8 @@ def _main(argv: Sequence[str]) -> None:
     keep_freed_memory()
     use_compile_cache()
     with out_of_memory("a smaller --batch_size or --seq_len"), show_progress() as progress:
-        model = load_model(flags.model, flags.step)
-        config = _config(model.config, flags)
+        model = load(flags.model, step=flags.step)
+        config = _config(model.run, flags)
         with _open_text(model, flags, progress) as text:
             splits = [open_split(config, text.folder, split) for split in text.splits]
             evaluation = measure(
@@ -124,7 +124,7 @@ def _config(config: TrainConfig, flags: Flags) -> TrainConfig:
 
 
 @contextlib.contextmanager
-def _open_text(model: LoadedModel, flags: Flags, progress: Progress) -> Iterator[_Text]:
+def _open_text(model: Model, flags: Flags, progress: Progress) -> Iterator[_Text]:
     """The held-out documents of the run, or the given ones as tokens in a temporary folder."""
     from bitttt_jax.data.manifest import SPLITS, Manifest
 
@@ -149,7 +149,7 @@ def _held_out(folder: Path) -> _Text:
     return _Text(folder, ("validation",))
 
 
-def _prepare(model: LoadedModel, flags: Flags, folder: Path, progress: Progress) -> None:
+def _prepare(model: Model, flags: Flags, folder: Path, progress: Progress) -> None:
     from bitttt_jax.config import DataConfig, SourceConfig, TokenizerConfig
     from bitttt_jax.data.files import MissingSourceError
     from bitttt_jax.data.manifest import MANIFEST_FILE, TOKENIZER_FILE
@@ -180,9 +180,7 @@ def _prepare(model: LoadedModel, flags: Flags, folder: Path, progress: Progress)
         raise DataError(error.what, error.why, fix) from None
 
 
-def _compress(
-    flags: Flags, model: LoadedModel, text: _Text, progress: Progress
-) -> dict[str, object]:
+def _compress(flags: Flags, model: Model, text: _Text, progress: Progress) -> dict[str, object]:
     from bitttt_jax.data.shards import TokenDataset
     from bitttt_jax.inference.compressors import compressed_sizes, decoded_documents
 

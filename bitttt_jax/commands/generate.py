@@ -63,7 +63,7 @@ def _main(argv: Sequence[str]) -> ExitCode:
     from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference.failures import out_of_memory
     from bitttt_jax.inference.generate import generate
-    from bitttt_jax.inference.load import load_model
+    from bitttt_jax.inference.load import load
     from bitttt_jax.inference.prompt import encode_prompt
     from bitttt_jax.inference.sampling import SamplingConfig
 
@@ -71,11 +71,11 @@ def _main(argv: Sequence[str]) -> ExitCode:
     use_compile_cache()
     started = time.perf_counter()
     with out_of_memory("a smaller --max_tokens, or a shorter prompt"):
-        model = load_model(flags.model, flags.step)
+        model = load(flags.model, step=flags.step)
         prompt_T = encode_prompt(model.tokenizer, prompt)
         loaded = time.perf_counter()
         tokens = generate(
-            model.config.model,
+            model.config,
             model.params,
             prompt_T,
             flags.max_tokens,
@@ -90,7 +90,7 @@ def _main(argv: Sequence[str]) -> ExitCode:
     write("\n")
     _show("".join(pieces))
     line = _statistics(len(prompt_T), loaded, times)
-    print(f"step {model.step} loaded in {loaded - started:.1f} s, {line}", file=sys.stderr)
+    print(f"{model.description} loaded in {loaded - started:.1f} s, {line}", file=sys.stderr)
     return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
 
 

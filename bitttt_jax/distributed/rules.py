@@ -23,6 +23,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"head/kernel", P("fsdp", "tensor")),
     (r"final_norm/scale", P()),
     (_BLOCK + r"mixer/(query|key|value|query_key|gate)/kernel", P(None, "fsdp", "tensor")),
+    (_BLOCK + r"mixer/(query|key|value)/bias", P(None, "tensor")),
     (_BLOCK + r"mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
     (_BLOCK + r"(mixer/output|mlp/down)/kernel", P(None, "tensor", "fsdp")),
     (_BLOCK + r"mixer/fast/(w1|b1|w2|b2)", P(None, "tensor")),

@@ -1,8 +1,7 @@
-"""Loading a trained model from its run directory, or packed from a folder of its own."""
+"""Loading a model: a run, packed, or from another program's files."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,21 @@ from bitttt_jax.data.manifest import TOKENIZER_FILE
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import CheckpointError, ConfigError, DataError
 from bitttt_jax.inference import packed_model
+from bitttt_jax.inference.model import Model
 from bitttt_jax.models import transformer
 from bitttt_jax.runs.checkpoints import Checkpoints
 from bitttt_jax.runs.directory import RunDirectory
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A model that is ready to run."""
-
-    config: TrainConfig
-    """Of its run, the vocabulary size filled in."""
-    params: Any
-    tokenizer: Tokenizer
-    step: int
-    """Training step of the checkpoint."""
-
-
-def load_model(path: str | Path, step: int | None = None) -> LoadedModel:
-    """Loads a run (`load_run`) or a packed model (`packed_model.load`), whichever a folder holds.
+def load(path: str | Path, *, step: int | None = None) -> Model:
+    """Loads a model, of whichever kind a folder holds.
 
     Args:
-      path: the folder.
-      step: training step of a run's checkpoint.
+      path: a run directory (`load_run`), or a folder of a packed model (`packed_model.load`).
+      step: training step of a run's checkpoint; the newest one by default.
 
     Raises:
-      DataError: no such folder, it holds neither, or it is damaged.
+      DataError: no such folder, it holds no model, or it is damaged.
       CheckpointError: no complete checkpoint, or not that one.
       ConfigError: a step of a packed model, which has only one.
     """
@@ -49,7 +37,12 @@ def load_model(path: str | Path, step: int | None = None) -> LoadedModel:
     config, params, tokenizer, manifest = packed_model.load(Path(path))
     if step not in (None, manifest.step):
         raise ConfigError(f"--step={step}: {path} is packed, and of step {manifest.step}")
-    return LoadedModel(config, params, tokenizer, manifest.step)
+    return _of_run(config, params, tokenizer, manifest.step)
+
+
+def _of_run(run: TrainConfig, params: Any, tokenizer: Tokenizer, step: int | None) -> Model:
+    description = "packed" if step is None else f"step {step}"
+    return Model(run, params, tokenizer, description, step=step)
 
 
 @functools.cache  # tracing the model takes longer than restoring a small one
@@ -58,7 +51,7 @@ def abstract_params(config: ModelConfig) -> Any:
     return jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
 
 
-def load_run(path: str | Path, step: int | None = None) -> LoadedModel:
+def load_run(path: str | Path, step: int | None = None) -> Model:
     """Loads the parameters of a run, from its newest checkpoint or a given one.
 
     Works while the run is still training.
@@ -78,7 +71,7 @@ def load_run(path: str | Path, step: int | None = None) -> LoadedModel:
     with Checkpoints(run.checkpoints_path) as checkpoints:
         target = {"params": abstract_params(config.model)}
         params = checkpoints.restore(target, step, partial=True)["params"]
-    return LoadedModel(config, params, tokenizer, step)
+    return _of_run(config, params, tokenizer, step)
 
 
 def _open_run(path: Path) -> RunDirectory:

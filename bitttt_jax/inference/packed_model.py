@@ -43,8 +43,8 @@ class PackedManifest:
     """Of the ternary weights."""
     table: TableType
     """Of the embedding and the output head."""
-    step: int
-    """Training step that the weights are of."""
+    step: int | None
+    """Training step that the weights are of, where they were trained here."""
     sha256: dict[str, str]
     """Hexadecimal digests of the other files but the model card."""
     format_version: int = FORMAT_VERSION
@@ -57,7 +57,7 @@ def save(
     params: Params,
     tokenizer: Tokenizer,
     *,
-    step: int,
+    step: int | None,
     layout: Layout,
     table: TableType,
     card: str,

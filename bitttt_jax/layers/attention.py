@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -70,13 +71,16 @@ class Attention(nn.Module):
         K, H, G = config.width_per_head, config.num_heads, config.kv_heads
 
         widths = {"query": H * K, "key": G * K, "value": G * K}
-        layers = tuple(BitLinear(config, n, ternary, name=name) for name, n in widths.items())
+        bias = config.qkv_bias
+        layers = tuple(
+            BitLinear(config, n, ternary, use_bias=bias, name=name) for name, n in widths.items()
+        )
         query, key, value = (
             y.reshape(*y.shape[:2], -1, K)
             for y in apply_together(layers, x_BTD, anneal.quantization)
         )
-        query = rope(query, sequence.position_BT, config.rope_theta)
-        key = rope(key, sequence.position_BT, config.rope_theta)
+        turn = functools.partial(rope, theta=config.rope_theta, scaling=config.rope_scaling)
+        query, key = turn(query, sequence.position_BT), turn(key, sequence.position_BT)
         if cache is None:
             mixed = self_attention(query, key, value, sequence.segment_BT, config.window)
         else:

@@ -40,7 +40,7 @@ def test_greedy_text_is_the_models(trained_run: Path, capsys: Captured):
     out = run(capsys, trained_run, *flags)
     model = load_run(trained_run)
     tokens = generate(
-        model.config.model,
+        model.config,
         model.params,
         np.array([256, *b"def "]),
         40,
@@ -78,7 +78,7 @@ def test_an_empty_prompt_starts_a_document(trained_run: Path, capsys: Captured):
     out = run(capsys, trained_run, "--temperature=0", "--max_tokens=5", "--step=2")
     model = load_run(trained_run, step=2)
     sampling = SamplingConfig(temperature=0)
-    tokens = generate(model.config.model, model.params, np.array([256]), 5, sampling=sampling)
+    tokens = generate(model.config, model.params, np.array([256]), 5, sampling=sampling)
     assert out == model.tokenizer.decode(list(tokens)) + "\n"
 
 

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from bitttt_jax.config import CheckpointConfig, ModelConfig, TrainConfig
+from bitttt_jax.config import CheckpointConfig, Mixer, ModelConfig, TrainConfig
 from bitttt_jax.config_loading import to_json, with_vocabulary
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import CheckpointError, ConfigError, DataError
 from bitttt_jax.inference.load import load_run
+from bitttt_jax.inference.model import Model
 from bitttt_jax.models.transformer import init_params
 from bitttt_jax.runs.checkpoints import Checkpoints
 
@@ -50,8 +51,8 @@ def run(saved_run: Path, tmp_path: Path) -> Path:
 def test_parameters_of_a_step(saved_run: Path, asked_for: int | None, step: int):
     model = load_run(saved_run, asked_for)
     assert model.step == step
-    assert model.config == with_vocabulary(CONFIG, 257)
-    assert model.config.model.vocab_size == 320
+    assert model.run == with_vocabulary(CONFIG, 257)
+    assert model.config.vocab_size == 320
     assert model.tokenizer.fingerprint == Tokenizer.bytes().fingerprint
     jax.tree.map(np.testing.assert_array_equal, model.params, params_of_step(step))
 
@@ -105,3 +106,19 @@ def test_parameters_of_another_model(run: Path):
     (run / "config.json").write_text(to_json(other))
     with pytest.raises(CheckpointError, match=r"12 doesn't fit: 3 arrays differ"):
         load_run(run)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "ttt_linear"])
+def test_the_models_logits(mixer: Mixer):
+    """Those of any prefix are the same."""
+    model_config = ModelConfig(64, 8, 1, 1, mlp_dim=8, mixers=(mixer,), compute_dtype="float32")
+    params = jax.jit(init_params, static_argnums=0)(model_config, jax.random.key(0))
+    model = Model(TrainConfig(model=model_config), params, Tokenizer.bytes(), "random")
+    tokens = np.random.default_rng(0).integers(0, 64, 21)
+    logits = model.logits(tokens)
+    assert logits.shape == (21, 64)
+    np.testing.assert_allclose(model.logits(tokens[:5]), logits[:5], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="64 tokens, not 64"):
+        model.logits(np.array([64]))
+    with pytest.raises(ValueError, match="one row"):
+        model.logits(tokens[:0])

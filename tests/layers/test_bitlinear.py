@@ -10,6 +10,7 @@ import pytest
 
 from bitttt_jax.config import ModelConfig, TernaryConfig
 from bitttt_jax.layers.bitlinear import BitLinear, apply_together
+from bitttt_jax.ops import tables
 
 WIDTH, FEATURES = 12, 7
 KERNEL = np.random.default_rng(0).normal(size=(WIDTH, FEATURES)).astype(np.float32)
@@ -128,3 +129,14 @@ def test_bfloat16_inputs_give_bfloat16_outputs_and_float32_weight_gradients(path
     loss = lambda params: jnp.sum(layer.apply(params, x).astype(jnp.float32))
     assert jax.eval_shape(layer.apply, params, x).dtype == jnp.bfloat16
     assert jax.eval_shape(jax.grad(loss), params)["params"]["kernel"].dtype == jnp.float32
+
+
+def test_a_kernel_of_int8_rows_and_a_bias():
+    """A table in the kernel's place is the same product up to the rounding of 8 bits."""
+    layer = BitLinear(config(), FEATURES, ternary=False, use_bias=True)
+    bias = np.arange(FEATURES, dtype=np.float32)
+    params = {"kernel": tables.quantize_table(jnp.asarray(KERNEL.T)), "bias": bias}
+    y = jax.jit(layer.apply)({"params": params}, X)
+    np.testing.assert_allclose(y, X @ KERNEL + bias, rtol=0, atol=0.1)
+    exact = jax.jit(layer.apply)({"params": params | {"kernel": KERNEL}}, X)
+    np.testing.assert_allclose(exact, X @ KERNEL + bias, rtol=0, atol=1e-5)

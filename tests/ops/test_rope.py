@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitttt_jax.ops.rope import rope
+from bitttt_jax.config import RopeScalingConfig
+from bitttt_jax.ops.rope import frequencies, rope
 
 THETA = 100.0
 PAIRINGS = pytest.mark.parametrize("interleaved", [False, True])
@@ -68,3 +69,15 @@ def test_bfloat16_is_computed_in_float32(interleaved):
     assert y.dtype == jnp.bfloat16
     expected = rotate_complex(x.astype(np.float64), position, interleaved)
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8, atol=2e-5)
+
+
+def test_stretched_angles():
+    plain = frequencies(8, 1e4, RopeScalingConfig())
+    np.testing.assert_allclose(plain, [1, 0.1, 0.01, 0.001])
+    linear = frequencies(8, 1e4, RopeScalingConfig("linear", factor=4.0))
+    np.testing.assert_allclose(linear, plain / 4)
+    # 1,000 tokens are 159, 16, 1.6 and 0.16 turns: kept, kept, in between and divided.
+    scaling = RopeScalingConfig("llama3", 8.0, 1.0, 4.0, original_context=1000)
+    share = (10 / (2 * np.pi) - 1) / 3
+    stretched = [1, 0.1, 0.01 * (share + (1 - share) / 8), 0.001 / 8]
+    np.testing.assert_allclose(frequencies(8, 1e4, scaling), stretched)

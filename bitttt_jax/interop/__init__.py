@@ -1,0 +1,1 @@
+"""Models of other programs: their files and formats, in and out."""
