@@ -17,6 +17,7 @@ HANDLERS = (
     "threads.cc",
     "ttt_handlers.cc",
     "convolution_handlers.cc",
+    "ahead.cc",
     "packed_handlers.cc",
     "table_handlers.cc",
     "attention_handlers.cc",

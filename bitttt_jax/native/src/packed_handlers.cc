@@ -51,6 +51,10 @@ void multiply_all(ffi::ThreadPool& pool, const X* x, const Activations& a,
   const int64_t total = weights.back().before + weights.back().columns.last;
   const int64_t few_columns = kFewBytes / weights.back().columns.row_bytes / 4 * 4;
   const int64_t together = is_few ? std::max<int64_t>(few_columns, 4) : kManyColumns;
+  Reads reads;
+  for (const Weight<T>& weight : weights) {
+    if (is_few) reads.add(weight.columns.codes, weight.columns.last * weight.columns.row_bytes);
+  }
   run_all(
       pool, (total + together - 1) / together,
       [&](int64_t i) {
@@ -66,7 +70,7 @@ void multiply_all(ffi::ThreadPool& pool, const X* x, const Activations& a,
           }
         }
       },
-      is_few ? Wait::kActively : Wait::kAsleep);
+      is_few ? Wait::kActively : Wait::kAsleep, reads);
 }
 
 template <typename X, typename T>

@@ -28,6 +28,8 @@ ffi::Error multiply_all(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const In
     }
   }
   const int64_t together = std::max<int64_t>(kTaskBytes / entry_bytes, 1);
+  Reads reads;
+  reads.add(rows.codes, V * entry_bytes);
   run_all(
       pool, (V + together - 1) / together,
       [&](int64_t i) {
@@ -36,7 +38,7 @@ ffi::Error multiply_all(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const In
         some.last = std::min((i + 1) * together, V);
         table.multiply(in, some);
       },
-      Wait::kActively);
+      Wait::kActively, reads);
   return ffi::Error::Success();
 }
 

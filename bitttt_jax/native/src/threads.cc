@@ -14,6 +14,9 @@ inline void pause() {
 #endif
 }
 
+// What this thread fetches while it waits.
+thread_local Ahead ahead;
+
 // Whether `condition` came true before the time for active waiting was over.
 template <typename Condition>
 bool wait_actively(Condition condition) {
@@ -21,7 +24,7 @@ bool wait_actively(Condition condition) {
   do {
     for (int i = 0; i < 32; ++i) {
       if (condition()) return true;
-      pause();
+      if (!ahead.fetch()) pause();
     }
   } while (Clock::now() < end);
   return condition();
@@ -54,24 +57,28 @@ struct Work {
   std::function<void(int64_t)> task;
   int64_t count;
   std::vector<Range> ranges;  // one for each thread
-  std::atomic<int64_t> threads{0}, done{0};
+  Reads next;                 // of the call after this one
+  std::atomic<int64_t> helpers{0}, done{0};
   std::mutex mutex;
   std::condition_variable all_done;
 
-  Work(std::function<void(int64_t)> task, int64_t count, int64_t threads)
-      : task(std::move(task)), count(count), ranges(threads) {
+  Work(std::function<void(int64_t)> task, int64_t count, int64_t threads, const Reads& next)
+      : task(std::move(task)), count(count), ranges(threads), next(next) {
     for (int64_t t = 0; t < threads; ++t) {
       ranges[t].set(count * t / threads, count * (t + 1) / threads);
     }
   }
   bool is_done() const { return done.load(std::memory_order_acquire) == count; }
-  void run() {
-    const int64_t size = ranges.size(), own = threads.fetch_add(1);
+  void help() { run(helpers.fetch_add(1) + 1); }
+  // The thread that calls has the first range.
+  void run(int64_t own) {
+    const int64_t size = ranges.size();
     int64_t finished = 0, i;
     for (; (i = ranges[own].take_first()) >= 0; ++finished) task(i);
     for (int64_t t = own + 1; t < own + size; ++t) {
       for (; (i = ranges[t % size].take_last()) >= 0; ++finished) task(i);
     }
+    if (next.count) ahead = Ahead(next, own, size);
     if (finished == 0 || done.fetch_add(finished) + finished < count) return;
     std::lock_guard<std::mutex> lock(mutex);  // or the waiter could miss the call
     all_done.notify_all();
@@ -103,7 +110,7 @@ struct Seat {
       }
       const std::shared_ptr<Work> mine = std::move(work);
       state.store(kWaiting, std::memory_order_release);
-      mine->run();
+      mine->help();
     }
   }
 };
@@ -126,20 +133,21 @@ void wait_for_work() {
 }  // namespace
 
 void run_all(xla::ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> task,
-             Wait wait) {
+             Wait wait, const Reads& reads) {
   const int64_t threads = std::max<int64_t>(std::min<int64_t>(pool.num_threads(), count), 1);
-  auto work = std::make_shared<Work>(std::move(task), count, threads);
+  auto work = std::make_shared<Work>(std::move(task), count, threads,
+                                     reads.count ? note_reads(reads) : Reads());
   int64_t helpers = threads - 1;
   if (wait == Wait::kActively) {
     for (int i = 0; i < kSeats && helpers > 0; ++i) helpers -= seats()[i].offer(work);
   }
   for (; helpers > 0; --helpers) {
     pool.Schedule([work, wait] {
-      work->run();
+      work->help();
       if (wait == Wait::kActively) wait_for_work();
     });
   }
-  work->run();
+  work->run(0);
   if (wait == Wait::kActively && wait_actively([&] { return work->is_done(); })) return;
   std::unique_lock<std::mutex> lock(work->mutex);
   work->all_done.wait(lock, [&] { return work->is_done(); });

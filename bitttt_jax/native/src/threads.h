@@ -12,6 +12,7 @@
 #include <mutex>
 #include <vector>
 
+#include "ahead.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace bitttt {
@@ -25,9 +26,10 @@ enum class Wait { kAsleep, kActively };
 // tasks that follow one another, so that tasks beside each other should use memory side by side;
 // one that is done helps the others from their ends. A helper that the pool starts late finds
 // nothing left to do: nobody ever waits for a task that hasn't begun, so calls that occupy all of
-// the pool's threads can't block each other.
+// the pool's threads can't block each other. What the tasks read much of, `reads`, is fetched ahead
+// of the call the next time by the threads that wait for it.
 void run_all(xla::ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> task,
-             Wait wait = Wait::kAsleep);
+             Wait wait = Wait::kAsleep, const Reads& reads = {});
 
 // A thread's working memory, kept for its next call.
 template <typename T>
