@@ -33,7 +33,7 @@ class Flags:
     """Shape: a preset or a configuration; its weights are random."""
     model: str = ""
     """Or a trained model: a packed model or a run directory."""
-    table: Literal["exact", "int8", "int4"] = "int8"
+    table: Literal["exact", "int8", "int4", "int4x2"] = "int8"
     """With --config: how the embedding and the output head are stored."""
     threads: int = 0
     """CPU threads; 0 for all."""

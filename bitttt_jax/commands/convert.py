@@ -35,9 +35,10 @@ class Flags:
     layout: Literal["i2_s", "rows4", "base3"] = "i2_s"
     """How ternary weights lie in the file: `i2_s` (2 bits, read by the CPU kernels where it lies),
     `rows4` (2 bits, for TPUs), `base3` (1.6 bits, unpacked when it is loaded)."""
-    table: Literal["exact", "int8", "int4"] = "exact"
-    """Embedding and output head: `exact`, in the type they are computed in, `int8` rows, or `int4`
-    in groups of 32; then the loss of the held-out text is measured before and after."""
+    table: Literal["exact", "int8", "int4", "int4x2"] = "exact"
+    """Embedding and output head: `exact`, in the type they are computed in; `int8` rows; `int4` in
+    groups of 32; or `int4x2`, as large and as exact as int8, of which decoding reads half. Unless
+    exact, the loss of the held-out text is measured before and after."""
     step: int | None = None
     """Training step of the checkpoint; the newest one by default."""
 

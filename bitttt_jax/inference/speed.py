@@ -20,6 +20,7 @@ from bitttt_jax.inference import generate, packed_model
 from bitttt_jax.inference.sampling import SamplingConfig
 from bitttt_jax.models import packed, parameters
 from bitttt_jax.models.packed import TableType
+from bitttt_jax.ops import tables
 from bitttt_jax.ternary.matmul import matmul
 from bitttt_jax.ternary.packing import PackedTernary
 
@@ -64,7 +65,7 @@ def random_params(config: ModelConfig, table: TableType, seed: int = 0) -> Any:
         if leaf.dtype == jnp.int8:
             return rng.integers(-127, 128, leaf.shape, np.int8)
         if path.endswith("scale"):
-            is_norm = leaf.ndim > 0 and not parameters.is_table(path.removesuffix("/scale"))
+            is_norm = leaf.ndim > 0 and not path.startswith(("embed/", "head/"))
             return 1.0 if is_norm else _INIT_STD / 60
         if path.endswith("bias"):
             return 0.0
@@ -88,8 +89,10 @@ def random_params(config: ModelConfig, table: TableType, seed: int = 0) -> Any:
 def bytes_per_step(config: ModelConfig, params: Any, context: int, batch: int) -> int:
     """Bytes that a step must read: all weights but an untied embedding, and attention's caches."""
     counts = packed.byte_counts(params)
-    if not config.tie_embeddings:
-        counts["tables"] = packed.byte_counts({"head": params["head"]})["tables"]
+    head = params["embed"]["embedding"] if config.tie_embeddings else params["head"]["kernel"]
+    if isinstance(head, tables.RefinedTable):
+        head = head.coarse  # and a few of the other halves
+    counts["tables"] = packed.byte_counts({"head": head})["tables"]
     attention = config.num_groups * config.mixers.count("attention")
     seen = min(context, config.window) if config.window else context
     width = config.kv_heads * config.width_per_head * jnp.dtype(config.compute_dtype).itemsize

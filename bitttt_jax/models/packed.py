@@ -15,15 +15,16 @@ from bitttt_jax.models.transformer import Params
 from bitttt_jax.ops import tables
 from bitttt_jax.ternary.packing import Layout, PackedTernary, quantize_and_pack
 
-TableType = Literal["exact", "int8", "int4"]
-"""How embedding and output head are stored: as they are computed, as int8 rows with scales, or as
-int4 with a scale for every 32 values."""
+TableType = Literal["exact", "int8", "int4", "int4x2"]
+"""How embedding and output head are stored: as they are computed, as int8 rows with scales, as int4
+with a scale for every 32 values, or as int4 twice: 8 bits, of which choosing a token reads 4."""
 
 # Compiled, and so traced once for all weights of a shape.
 _pack = jax.jit(quantize_and_pack, static_argnums=1)
 _QUANTIZE: dict[TableType, Callable[[jax.Array], tables.Table]] = {
     "int8": jax.jit(tables.quantize_table),
     "int4": jax.jit(tables.quantize_groups),
+    "int4x2": jax.jit(tables.refine_groups),
 }
 
 

@@ -31,6 +31,7 @@ _TARGETS = (
     "packed_matmul",
     "table_matmul",
     "grouped_matmul",
+    "refined_matmul",
     "cached_attention",
     "read_memory",
     "rms_norm",

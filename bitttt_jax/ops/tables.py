@@ -1,8 +1,10 @@
-"""Embedding tables and output heads: as floats, as int8 rows, or as int4 in groups of a row."""
+"""Embedding tables and output heads: as floats, as int8 rows, or in groups of a row as int4, once
+or twice."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,11 @@ _BLOCK = _BLOCK_GROUPS * GROUP
 _ROWS_AT_ONCE = 1024
 # Of the scale at which a group's largest magnitude is the lowest code.
 _SCALES_TRIED = np.linspace(0.7, 1.1, 17, dtype=np.float32)
+
+# Of a table in two halves: fine steps in a coarse one, the part of the products whose second halves
+# are read, and how many at least.
+_FINE_STEPS = 16
+_REFINED_PART, _LEAST_REFINED = 64, 256
 
 
 @jax.tree_util.register_dataclass
@@ -54,12 +61,24 @@ class GroupedTable:
     """D."""
 
 
-Table = jax.Array | QuantizedTable | GroupedTable
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RefinedTable:
+    """A table of int4 codes, and what they left: together 8 bits a value, of which a product with
+    few rows reads all first halves, and the second ones of the largest products only."""
+
+    coarse: GroupedTable
+    """The first halves: values of a group are `scale * (coarse + fine / 16)`."""
+    fine: jax.Array
+    """The second halves, from -8 to 7, as `coarse.codes` lie."""
+
+
+Table = jax.Array | QuantizedTable | GroupedTable | RefinedTable
 
 
 def is_quantized(table: object) -> bool:
     """Whether a table is one of integers."""
-    return isinstance(table, (QuantizedTable, GroupedTable))
+    return isinstance(table, QuantizedTable | GroupedTable | RefinedTable)
 
 
 def quantize_table(table_VD: jax.Array) -> QuantizedTable:
@@ -79,28 +98,54 @@ def quantize_groups(table_VD: jax.Array) -> GroupedTable:
     >>> look_up(table, jnp.array([0])).tolist() == [list(range(-8, 8))]
     True
     """
+    codes, scale = _codes_of_groups(table_VD, steps=1)
+    return GroupedTable(_pack_groups(codes), scale, table_VD.shape[1])
+
+
+def refine_groups(table_VD: jax.Array) -> RefinedTable:
+    """Rounds each group of a row to 8 bits in two halves, at the scale with the smallest error.
+
+    >>> table = refine_groups(jnp.linspace(-1, 0.5, 32)[None])
+    >>> float(jnp.abs(look_up(table, jnp.array([0])) - jnp.linspace(-1, 0.5, 32)).max()) < 0.005
+    True
+    """
+    codes, scale = _codes_of_groups(table_VD, steps=_FINE_STEPS)
+    coarse = (codes + 8) >> 4
+    table = GroupedTable(_pack_groups(coarse), scale, table_VD.shape[1])
+    return RefinedTable(table, _pack_groups(codes - 16 * coarse))
+
+
+def _codes_of_groups(table_VD: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+    """int16 codes `[V, groups, GROUP]` in fractions of a step, and scales `[V, groups]`."""
     V, D = table_VD.shape
     padded = jnp.pad(widen(table_VD), ((0, 0), (0, -D % _BLOCK)))
     groups = padded.reshape(V, padded.shape[1] // GROUP, GROUP)
-    codes, scale = jax.lax.map(_group_codes, groups, batch_size=_ROWS_AT_ONCE)
+    of_row = functools.partial(_codes_of_row, steps=steps)
+    return jax.lax.map(of_row, groups, batch_size=_ROWS_AT_ONCE)
+
+
+def _pack_groups(codes: jax.Array) -> jax.Array:
+    """Codes from -8 to 7 as a `GroupedTable` has them."""
     # [V, blocks, groups, halves, low and high, h, r]
-    fields = (codes + 8).astype(jnp.uint8).reshape(V, -1, _BLOCK_GROUPS, 2, 2, 2, 4)
+    fields = (codes + 8).astype(jnp.uint8).reshape(len(codes), -1, _BLOCK_GROUPS, 2, 2, 2, 4)
     fields = fields.transpose(0, 1, 3, 4, 5, 2, 6)
     packed = fields[:, :, :, 0] | fields[:, :, :, 1] << 4
-    return GroupedTable(packed.reshape(V, -1), scale, D)
+    return packed.reshape(len(codes), -1)
 
 
-def _group_codes(values_GK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """int8 codes and bfloat16 scales of a row's groups."""
+def _codes_of_row(values_GK: jax.Array, *, steps: int) -> tuple[jax.Array, jax.Array]:
+    """int16 codes and bfloat16 scales of a row's groups."""
     place = jnp.argmax(jnp.abs(values_GK), axis=-1, keepdims=True)
     extreme = jnp.take_along_axis(values_GK, place, axis=-1)[:, 0]
     tried_NG = (extreme / -8 * _SCALES_TRIED[:, None]).astype(jnp.bfloat16)
+    # Each half from -8 to 7.
+    lowest, highest = (-8, 7) if steps == 1 else (-8 * steps - 8, 7 * steps + 7)
 
     def round_at(scale_G):
-        scale = scale_G.astype(jnp.float32)[:, None]
-        inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
-        codes = jnp.clip(jnp.round(values_GK * inverse), -8, 7)
-        return codes.astype(jnp.int8), jnp.sum((codes * scale - values_GK) ** 2, axis=-1)
+        step = scale_G.astype(jnp.float32)[:, None] / steps
+        inverse = jnp.where(step == 0, 0, 1 / jnp.where(step == 0, 1, step))
+        codes = jnp.clip(jnp.round(values_GK * inverse), lowest, highest)
+        return codes.astype(jnp.int16), jnp.sum((codes * step - values_GK) ** 2, axis=-1)
 
     codes_NGK, error_NG = jax.vmap(round_at)(tried_NG)
     best = jnp.argmin(error_NG, axis=0)
@@ -108,8 +153,14 @@ def _group_codes(values_GK: jax.Array) -> tuple[jax.Array, jax.Array]:
     return codes, jnp.take_along_axis(tried_NG, best[None], axis=0)[0]
 
 
-def _group_values(codes: jax.Array, scale: jax.Array, width: int) -> jax.Array:
-    """Float32 values `[..., width]` of a `GroupedTable`'s rows."""
+def _group_values(table: GroupedTable | RefinedTable, index: jax.Array | None = None) -> jax.Array:
+    """Float32 values `[..., D]` of rows, all of them without indices."""
+    if isinstance(table, RefinedTable):
+        fine = dataclasses.replace(table.coarse, codes=table.fine)
+        return _group_values(table.coarse, index) + _group_values(fine, index) / _FINE_STEPS
+    codes, scale = table.codes, table.scale
+    if index is not None:
+        codes, scale = jnp.take(codes, index, axis=0), jnp.take(scale, index, axis=0)
     halves = codes.reshape(*codes.shape[:-1], -1, 2, 2, _BLOCK_GROUPS, 4)
     fields = jnp.stack([halves & 15, halves >> 4], axis=-4).astype(jnp.int8) - 8
     # [..., blocks, halves, low and high, h, groups, r]
@@ -117,7 +168,7 @@ def _group_values(codes: jax.Array, scale: jax.Array, width: int) -> jax.Array:
     order = (*range(lead + 1), lead + 4, lead + 1, lead + 2, lead + 3, lead + 5)
     groups = fields.transpose(order).reshape(*scale.shape, GROUP)
     values = groups.astype(jnp.float32) * scale.astype(jnp.float32)[..., None]
-    return values.reshape(*codes.shape[:-1], -1)[..., :width]
+    return values.reshape(*codes.shape[:-1], -1)[..., : table.width]
 
 
 def look_up(table: Table, index: jax.Array) -> jax.Array:
@@ -125,9 +176,8 @@ def look_up(table: Table, index: jax.Array) -> jax.Array:
     if isinstance(table, QuantizedTable):
         rows = jnp.take(table.codes, index, axis=0).astype(jnp.float32)
         return rows * jnp.take(table.scale, index)[..., None]
-    if isinstance(table, GroupedTable):
-        codes, scale = (jnp.take(part, index, axis=0) for part in (table.codes, table.scale))
-        return _group_values(codes, scale, table.width)
+    if isinstance(table, GroupedTable | RefinedTable):
+        return _group_values(table, index)
     return jnp.take(table, index, axis=0)
 
 
@@ -135,7 +185,9 @@ def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "a
     """`x @ table^T` in float32.
 
     With a quantised table `x` is rounded to int8 a row too, and the integers are multiplied and
-    summed exactly, in a `GroupedTable` those of each group.
+    summed exactly, those of each group where there are groups. The native kernel multiplies up to
+    15 rows with the first halves of a `RefinedTable`, and with the second ones only where products
+    are among the largest 64th: the others differ by what 4 bits leave.
 
     Args:
       x_ND: hidden states.
@@ -148,7 +200,7 @@ def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "a
     Raises:
       ConfigError: the implementation asked for doesn't run here.
     """
-    if isinstance(table, GroupedTable):
+    if isinstance(table, GroupedTable | RefinedTable):
         return _project_groups(x_ND, table, implementation)
     if not isinstance(table, QuantizedTable):
         return matmul_transposed(x_ND, table.astype(x_ND.dtype))
@@ -156,7 +208,7 @@ def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "a
     fits = D % _KERNEL_WIDTH == 0 and x_ND.dtype in (jnp.float32, jnp.bfloat16)
     needs = f"float32 or bfloat16 and a width that is a multiple of {_KERNEL_WIDTH}"
     if native.choose(implementation, fits, needs) == "cpu":
-        return _native_product("table", x_ND, N * (D + 4), V, table.codes, table.scale)
+        return _native_product("table", x_ND, N * (D + 4), V, (table.codes, table.scale))
     codes, scale = quantize.int8_codes(widen(x_ND))
     sums = jax.lax.dot_general(
         codes, table.codes, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
@@ -164,22 +216,31 @@ def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "a
     return sums.astype(jnp.float32) * (scale * table.scale)
 
 
-def _project_groups(x_ND: jax.Array, table: GroupedTable, implementation: native.Choice):
-    N, (V, row_bytes) = x_ND.shape[0], table.codes.shape
+def _project_groups(
+    x_ND: jax.Array, table: GroupedTable | RefinedTable, implementation: native.Choice
+) -> jax.Array:
     fits = x_ND.dtype in (jnp.float32, jnp.bfloat16)
     if native.choose(implementation, fits, "float32 or bfloat16") == "cpu":
+        coarse = table.coarse if isinstance(table, RefinedTable) else table
+        V, row_bytes = coarse.codes.shape
         # Codes, their sums in each block, and the scale of each row.
-        workspace = N * (2 * row_bytes + row_bytes // 2 + 4)
-        return _native_product("grouped", x_ND, workspace, V, table.codes, table.scale)
+        workspace = len(x_ND) * (2 * row_bytes + row_bytes // 2 + 4)
+        parts: tuple[jax.Array, ...] = (coarse.codes, coarse.scale)
+        if isinstance(table, GroupedTable):
+            return _native_product("grouped", x_ND, workspace, V, parts)
+        largest = np.int64(max(V // _REFINED_PART, _LEAST_REFINED))
+        parts = (*parts, table.fine)
+        return _native_product("refined", x_ND, workspace, V, parts, largest=largest)
     codes, scale = quantize.int8_codes(widen(x_ND))
-    values = _group_values(table.codes, table.scale, table.width)
-    return matmul_transposed(codes.astype(jnp.float32), values) * scale
+    return matmul_transposed(codes.astype(jnp.float32), _group_values(table)) * scale
 
 
-def _native_product(name: str, x_ND: jax.Array, workspace: int, V: int, *table: jax.Array):
+def _native_product(
+    name: str, x_ND: jax.Array, workspace: int, V: int, table: tuple[jax.Array, ...], **attributes
+) -> jax.Array:
     results = (
         jax.ShapeDtypeStruct((workspace,), jnp.uint8),
         jax.ShapeDtypeStruct((x_ND.shape[0], V), jnp.float32),
     )
     call = jax.ffi.ffi_call(f"bitttt_{name}_matmul", results, vmap_method="sequential")
-    return call(x_ND, *table)[1]
+    return call(x_ND, *table, **attributes)[1]

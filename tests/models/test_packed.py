@@ -58,7 +58,7 @@ def test_a_packed_model_is_the_same_function(name: str):
     )
 
 
-@pytest.mark.parametrize("table", ["int8", "int4"])
+@pytest.mark.parametrize("table", ["int8", "int4", "int4x2"])
 @pytest.mark.parametrize("name", ["ttt_mlp", "half"])
 def test_quantised_tables_change_little(name: str, table: packed.TableType):
     config, params = model(name)
@@ -67,7 +67,7 @@ def test_quantised_tables_change_little(name: str, table: packed.TableType):
     token_BT = samples.tokens(2, 12)
     difference = np.asarray(decode(config, small, token_BT) - decode(config, exact, token_BT))
     spread = np.asarray(decode(config, exact, token_BT)).std()
-    most, typical = {"int8": (0.3, 0.1), "int4": (1.2, 0.3)}[table]
+    most, typical = {"int8": (0.3, 0.1), "int4": (1.2, 0.3), "int4x2": (0.3, 0.1)}[table]
     assert 0 < np.abs(difference).max() < most * spread
     assert difference.std() < typical * spread
 

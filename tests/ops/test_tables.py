@@ -71,6 +71,63 @@ def test_products_with_groups_are_those_of_their_values(implementation, dtype, s
     assert np.all(np.abs(y - codes @ rows.T * largest / 127) <= 1e-6 * sizes)
 
 
+def refined(N: int, D: int, V: int):
+    """Hidden states and a table with entries of one size, whose products show what is refined."""
+    rng = np.random.default_rng([N, D, V])
+    x = jnp.asarray(rng.normal(size=(N, D)), jnp.float32)
+    values = rng.normal(size=(V, D)).astype(np.float32)
+    return x, values, jax.jit(tables.refine_groups)(values)
+
+
+def test_two_halves_are_eight_bits():
+    _, values, table = refined(1, 300, 40)
+    assert table.coarse.codes.shape == table.fine.shape == (40, 256)
+    rows = np.asarray(tables.look_up(table, jnp.arange(40)))
+    groups = [slice(start, start + 32) for start in range(0, 300, 32)]
+    step = np.stack([np.abs(values[:, group]).max(-1) / 8 / 16 for group in groups], axis=-1)
+    error = np.stack([np.abs((rows - values)[:, group]).max(-1) for group in groups], axis=-1)
+    # Half a step; a value opposite to the largest may have to be 7 steps and 7 / 16.
+    assert np.quantile(error / step, 0.5) < 0.56
+    assert (error / step).max() <= 8
+    of_int8 = np.asarray(tables.look_up(tables.quantize_table(values), jnp.arange(40)))
+    assert np.mean((rows - values) ** 2) < np.mean((of_int8 - values) ** 2)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(1, 64, 9), (3, 128, 200), (16, 320, 70), (40, 256, 700)])
+def test_few_entries_or_many_rows_are_refined_in_full(implementation, shape):
+    x, _, table = refined(*shape)
+    y = jax.jit(lambda x, t: tables.project(x, t, implementation=implementation))(x, table)
+    codes, scale = tables.quantize.int8_codes(x)
+    rows = np.asarray(tables.look_up(table, jnp.arange(shape[2])), np.float64)
+    expected = np.asarray(codes, np.float64) @ rows.T * np.asarray(scale)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("N", [1, 15])
+def test_the_largest_products_of_few_rows_are_refined(N):
+    x, _, table = refined(N, 64, 30_000)
+    y = np.asarray(jax.jit(tables.project)(x, table))
+    coarse = np.asarray(tables.project(x, table.coarse))
+    whole = np.asarray(tables.project(x, table, implementation="xla"))
+    for row in range(N):
+        close = np.abs(y[row] - whole[row]) < 1e-4
+        number = np.sum(close & (y[row] != coarse[row]))
+        assert 300 < number < 800  # about 30,000 / 64
+        np.testing.assert_array_equal(y[row][~close], coarse[row][~close])
+        assert close[np.argsort(coarse[row])[-300:]].all()
+        assert np.argmax(y[row]) == np.argmax(whole[row])
+
+
+@needs_kernels
+def test_products_that_are_no_numbers_or_all_equal():
+    x, _, table = refined(2, 64, 1000)
+    y = np.asarray(tables.project(x.at[0].set(0).at[1, 3].set(jnp.nan), table))
+    assert np.all(y[0] == 0) and y.shape == (2, 1000)
+    assert not np.isfinite(y[1]).all() or np.all(y[1] == 0)
+
+
 def test_groups_are_rounded_within_themselves():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(7, 300)).astype(np.float32)

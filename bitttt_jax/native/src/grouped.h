@@ -26,6 +26,15 @@ struct GroupedInput {
     codes = reinterpret_cast<int8_t*>(sums + rows * blocks * kBlockSums);
     scale = reinterpret_cast<float*>(codes + rows * blocks * kBlockValues);
   }
+  // Row m alone.
+  GroupedInput row(int64_t m) const {
+    GroupedInput one = *this;
+    one.rows = 1;
+    one.scale += m;
+    one.sums += m * blocks * kBlockSums;
+    one.codes += m * blocks * kBlockValues;
+    return one;
+  }
   ALWAYS_INLINE int64_t workspace_bytes() const {
     return rows * (blocks * (kBlockValues + 4 * kBlockSums) + 4);
   }

@@ -1,6 +1,9 @@
 // What XLA calls for products with a table: checks the shapes, and spreads the table's rows over
 // the threads.
 
+#include <functional>
+#include <vector>
+
 #include "kernels.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
@@ -11,6 +14,10 @@ namespace bitttt {
 namespace {
 
 constexpr int64_t kTaskBytes = 64 * 1024;
+// Of a table in two parts: how many fine steps make a coarse one, from how many rows on everything
+// is refined, how many entries a task refines, and how many products are looked at to find the
+// largest.
+constexpr int64_t kFineSteps = 16, kManyRefined = 16, kRefinedTogether = 32, kSamples = 8192;
 
 ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(what); }
 
@@ -85,8 +92,109 @@ ffi::Error grouped_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ff
   return multiply_all(pool, x, in, kernels().grouped, of_y[1], of_codes[1], rows);
 }
 
+// One of the largest values of a row, of which about `count` are at least as large.
+float least_of_largest(const float* y, int64_t size, int64_t count) {
+  const int64_t step = std::max<int64_t>(size / kSamples, 1);
+  float* sample = scratch<float>(size / step + 1);
+  int64_t n = 0;
+  for (int64_t i = 0; i < size; i += step) {
+    sample[n] = y[i];
+    n += y[i] == y[i];  // what isn't a number has no order
+  }
+  if (n == 0) return 0;
+  const int64_t place = std::min(std::max<int64_t>(count / step, 1), n) - 1;
+  std::nth_element(sample, sample + place, sample + n, std::greater<float>());
+  return sample[place];
+}
+
+// Adds the fine part to the largest products of a row of activations.
+void refine_largest(ffi::ThreadPool& pool, const GroupedInput& in, int64_t m,
+                    const GroupedRows& fine, int64_t count) {
+  float* y = fine.y + m * fine.stride;
+  const float least = least_of_largest(y, fine.stride, count);
+  std::vector<int64_t> entries;
+  for (int64_t n = 0; n < fine.stride; ++n) {
+    if (y[n] >= least) entries.push_back(n);
+  }
+  const GroupedInput row = in.row(m);
+  const int64_t size = entries.size();
+  run_all(
+      pool, (size + kRefinedTogether - 1) / kRefinedTogether,
+      [&](int64_t i) {
+        const int64_t last = std::min((i + 1) * kRefinedTogether, size);
+        for (int64_t e = i * kRefinedTogether; e < last; ++e) {
+          float value;
+          GroupedRows one = fine;
+          one.codes += entries[e] * in.blocks * kBlockCodes;
+          one.scale += entries[e] * in.blocks * kBlockGroups;
+          one.first = 0;
+          one.last = 1;
+          one.y = &value;
+          kernels().grouped.multiply(row, one);
+          y[entries[e]] += value / kFineSteps;
+        }
+      },
+      Wait::kActively);
+}
+
+// Adds the fine part to all products.
+void refine_all(ffi::ThreadPool& pool, const GroupedInput& in, const GroupedRows& fine) {
+  const int64_t V = fine.stride, tasks = (V + kRefinedTogether - 1) / kRefinedTogether;
+  run_all(pool, tasks, [&](int64_t i) {
+    const int64_t first = i * kRefinedTogether, count = std::min(kRefinedTogether, V - first);
+    float* values = scratch<float>(in.rows * kRefinedTogether);
+    GroupedRows some = fine;
+    some.codes += first * in.blocks * kBlockCodes;
+    some.scale += first * in.blocks * kBlockGroups;
+    some.first = 0;
+    some.last = count;
+    some.y = values;
+    some.stride = kRefinedTogether;
+    kernels().grouped.multiply(in, some);
+    for (int64_t m = 0; m < in.rows; ++m) {
+      for (int64_t n = 0; n < count; ++n) {
+        fine.y[m * V + first + n] += values[m * kRefinedTogether + n] / kFineSteps;
+      }
+    }
+  });
+}
+
+// As `grouped_matmul`, with codes of what its rounding left, in sixteenths of a step: for few rows
+// they are added to about the `largest` products of each, for many to all.
+ffi::Error refined_matmul(ffi::ThreadPool pool, int64_t largest, ffi::AnyBuffer x,
+                          ffi::Buffer<ffi::U8> codes, ffi::Buffer<ffi::BF16> scale,
+                          ffi::Buffer<ffi::U8> fine, ffi::Result<ffi::Buffer<ffi::U8>> workspace,
+                          ffi::Result<ffi::Buffer<ffi::F32>> y) {
+  if (fine.element_count() != codes.element_count()) return wrong("refined table: sizes don't fit");
+  ffi::Error error = grouped_matmul(pool, x, codes, scale, workspace, y);
+  if (error.failure()) return error;
+  const auto of_x = x.dimensions(), of_y = y->dimensions();
+  const GroupedInput in(of_x[0], of_x[1], workspace->typed_data());
+  const GroupedRows rows = {fine.typed_data(),
+                            reinterpret_cast<const uint16_t*>(scale.untyped_data()),
+                            0,
+                            0,
+                            y->typed_data(),
+                            of_y[1]};
+  if (in.rows >= kManyRefined) {
+    refine_all(pool, in, rows);
+  } else {
+    for (int64_t m = 0; m < in.rows; ++m) refine_largest(pool, in, m, rows, largest);
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace bitttt
+
+// clang-format off
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    refined_matmul, bitttt::refined_matmul,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("largest")
+        .Arg<ffi::AnyBuffer>().Arg<ffi::Buffer<ffi::U8>>().Arg<ffi::Buffer<ffi::BF16>>()
+        .Arg<ffi::Buffer<ffi::U8>>()                                 // the fine codes
+        .Ret<ffi::Buffer<ffi::U8>>().Ret<ffi::Buffer<ffi::F32>>());  // working memory; product
+// clang-format on
 
 // clang-format off
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
