@@ -112,7 +112,7 @@ def _report(manifest: Manifest, folder: str, seconds: float) -> None:
             f"{part.text_bytes:,} bytes, {part.text_bytes / part.tokens:.2f} bytes/token"
         )
     if not manifest.split("validation"):
-        print("validation no documents (whole ones are held out; a text file is one)")
+        print("validation no documents (whole ones are held out, by their hashes)")
     skipped: collections.Counter[str] = collections.Counter()
     for source in manifest.sources:
         skipped.update(source.skipped)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,8 +121,9 @@ def _training_texts(config: DataConfig, sources: list[Source], progress: Progres
         skipped: collections.Counter[str] = collections.Counter()
         documents = source.documents(config.on_error, skipped)
         activity = f"learn tokens from {source.config.path}"
-        for document in _reported(documents, activity, source.size, progress):
-            if _split(document.text.encode(), config.validation_fraction) == "train":
+        documents = _reported(documents, activity, source.size, progress)
+        for document, split in _divided(documents, config.validation_fraction):
+            if split == "train":
                 yield document.text
 
 
@@ -129,11 +131,12 @@ def _encode(
     documents: Iterator[Document], tokenizer: Tokenizer, writers: _Writers, fraction: float
 ) -> None:
     bos = np.array([tokenizer.bos_id], np.int32)
-    for group in grouped(documents, lambda document: len(document.text), _BATCH_CHARS):
-        encoded = tokenizer.encode_batch([document.text for document in group])
-        for document, tokens_T in zip(group, encoded, strict=True):
-            data = document.text.encode()
-            writers[_split(data, fraction)].add(np.concatenate([bos, tokens_T]), len(data))
+    divided = _divided(documents, fraction)
+    for group in grouped(divided, lambda item: len(item[0].text), _BATCH_CHARS):
+        encoded = tokenizer.encode_batch([document.text for document, _ in group])
+        for (document, split), tokens_T in zip(group, encoded, strict=True):
+            tokens_T = np.concatenate([bos, tokens_T])
+            writers[split].add(tokens_T, len(document.text.encode()))
 
 
 def _written(index: int, source: Source, writers: _Writers, fraction: float) -> Iterator[Part]:
@@ -170,6 +173,27 @@ def _reported(
         done = min(done + document.size, total)
         progress(activity, done, total)
     progress(activity, total, total)
+
+
+def _divided(
+    documents: Iterator[Document], validation_fraction: float
+) -> Iterator[tuple[Document, Split]]:
+    """Documents and their splits; the end of an only document is one of its own, held out."""
+    first, second = next(documents, None), next(documents, None)
+    if first and second is None and validation_fraction > 0:
+        at = round(len(first.text) * (1 - validation_fraction))
+        cut = _line_start(first.text, max(at, 1))
+        yield dataclasses.replace(first, text=first.text[:cut]), "train"
+        if cut < len(first.text):
+            yield dataclasses.replace(first, text=first.text[cut:]), "validation"
+        return
+    for document in itertools.chain(filter(None, (first, second)), documents):
+        yield document, _split(document.text.encode(), validation_fraction)
+
+
+def _line_start(text: str, at: int) -> int:
+    """The first line that starts at a place or after it; the end of the text if none does."""
+    return text.find("\n", at - 1) + 1 or len(text)
 
 
 def _split(data: bytes, validation_fraction: float) -> Split:

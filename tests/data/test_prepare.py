@@ -225,10 +225,34 @@ def test_occupied_and_impossible_places(
 
 
 def test_nothing_left_to_train_on(tmp_path: Path, data_config: MakeConfig) -> None:
-    (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(DataError, match=r"a.txt is left to train on\n.*0\.999"):
-        prepare(data_config(tmp_path / "a.txt", validation_fraction=0.9999), tmp_path / "tokens")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(name)
+    with pytest.raises(DataError, match=r"texts is left to train on\n.*0\.999"):
+        prepare(data_config(folder, validation_fraction=0.9999), tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction", "train"),
+    [
+        ("abc\n" * 100, 0.25, "abc\n" * 75),
+        ("abc\n" * 100, 0.2525, "abc\n" * 75),  # the line in which the cut would be stays whole
+        ("abc\n" * 2, 0.999, "abc\n"),
+        ("no lines", 0.5, "no lines"),
+        ("abc\n" * 100, 0.0, "abc\n" * 100),
+    ],
+)
+def test_the_end_of_an_only_document_is_held_out(
+    tmp_path: Path, data_config: MakeConfig, text: str, fraction: float, train: str
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    config = data_config(tmp_path / "a.txt", validation_fraction=fraction)
+    prepare(config, tmp_path / "tokens")
+    assert documents(tmp_path / "tokens", "train") == [train]
+    rest = text.removeprefix(train)
+    assert documents(tmp_path / "tokens", "validation") == ([rest] if rest else [])
 
 
 def test_killed_prepare_leaves_nothing_that_counts(
