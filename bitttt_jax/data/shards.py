@@ -229,7 +229,7 @@ def _empty_split(folder: Path, split: Split, manifest: Manifest) -> DataError:
         f"{folder} has no {split} documents",
         f"documents are assigned by their hash, and validation_fraction="
         f"{manifest.config.validation_fraction} of {documents} gave none",
-        "another data.validation_fraction, or more and smaller documents (a text file is one)",
+        "another data.validation_fraction, or more and smaller documents",
     )
 
 
