@@ -96,9 +96,9 @@ class Tokenizer:
             tuple(stop_ids) or kept.stop,
             kept.adds_bos if adds_bos is None else adds_bos,
         )
-        unknown = {ids.bos, ids.eos, *ids.stop} - {None, *self._backend.get_vocab().values()}
-        if unknown:
-            raise DataError(f"the tokenizer has no token {unknown.pop()}", "but is said to use it")
+        for id_ in (ids.bos, ids.eos, *ids.stop):
+            if id_ is not None and self.token(id_) is None:
+                raise DataError(f"the tokenizer has no token {id_}", "but is said to use it")
         eos = self._first_of(_EOS_NAMES) if ids.eos is None else ids.eos
         if eos is None:
             raise DataError(
@@ -115,8 +115,9 @@ class Tokenizer:
         """Whether documents begin with `bos_id`: ours do, those of some other programs don't."""
         self.stop_ids: tuple[int, ...] = tuple(sorted({eos, *ids.stop, *self._named_stops()}))
         """The tokens that end a reply."""
-        self.text: str = text if ids == kept else self._keep_ids(ids.stop)
-        """The contents of the tokenizer.json."""
+        self._given = text if ids == kept else None
+        if ids != kept:
+            self._keep_ids(ids.stop)
 
     @classmethod
     def bytes(cls) -> Tokenizer:
@@ -166,6 +167,11 @@ class Tokenizer:
         atomic.write_text(Path(path), self.text)
 
     @functools.cached_property
+    def text(self) -> str:
+        """The contents of the tokenizer.json."""
+        return self._backend.to_str() if self._given is None else self._given
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of the JSON with sorted keys and no white space."""
         canonical = json.dumps(json.loads(self.text), sort_keys=True, separators=(",", ":"))
@@ -186,7 +192,9 @@ class Tokenizer:
 
     def token(self, id_: int) -> str | None:
         """The name of a token, such as `<|eot_id|>`; None if there is no such id."""
-        token: str | None = self._backend.id_to_token(id_)
+        token: str | None = None
+        if 0 <= id_ < _MOST_TOKENS:
+            token = self._backend.id_to_token(id_)
         return token
 
     def encode(self, text: str) -> np.ndarray:
@@ -256,8 +264,8 @@ class Tokenizer:
         ids = (self.token_id(name) for name in STOP_NAMES)
         return (id_ for id_ in ids if id_ is not None and id_ in added and added[id_].special)
 
-    def _keep_ids(self, stop: tuple[int, ...]) -> str:
-        """The tokenizer.json with the ids of the documents' ends and of replies' in it."""
+    def _keep_ids(self, stop: tuple[int, ...]) -> None:
+        """Puts the ids of the documents' ends and of replies' where the tokenizer.json has them."""
         ids = {"bos": [self.bos_id], "eos": [self.eos_id], "stop": list(stop)}
         self._backend.post_processor = processors.TemplateProcessing(
             single="bos $A" if self.adds_bos else "$A",
@@ -267,8 +275,6 @@ class Tokenizer:
                 if values
             ],
         )
-        text: str = self._backend.to_str()
-        return text
 
     def only_added(self, ids: np.ndarray) -> np.ndarray:
         """Those of some token ids that are of special or other added tokens."""
@@ -283,10 +289,13 @@ class Tokenizer:
     @functools.cached_property
     def _chat_backend(self) -> tokenizers.Tokenizer:
         """Finds special tokens before it drops the guards, everything else after."""
-        content = json.loads(self.text)
-        for token in content["added_tokens"]:
-            token["normalized"] = False
-        backend = _backend(json.dumps(content))
+        text = self.text
+        if any(token.normalized for token in self._backend.get_added_tokens_decoder().values()):
+            content = json.loads(text)
+            for token in content["added_tokens"]:
+                token["normalized"] = False
+            text = json.dumps(content)
+        backend = _backend(text)
         drop = normalizers.Replace(GUARD, "")
         own = backend.normalizer
         backend.normalizer = drop if own is None else normalizers.Sequence([drop, own])

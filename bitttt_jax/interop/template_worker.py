@@ -49,17 +49,17 @@ class Namespace(jinja2.utils.Namespace):
 
     def __init__(self, /, **values: Any):
         for name in values:
-            self._check(name)
+            _check_name(name)
         super().__init__(**values)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name)
+        _check_name(name)
         super().__setitem__(name, value)
 
-    @staticmethod
-    def _check(name: str) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace has no {name}")
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no {name}")
 
 
 @functools.cache
@@ -109,7 +109,8 @@ def render(text: str, variables: dict[str, Any]) -> str:
         pieces.append(piece)
         chars += len(piece)
         if chars > OUTPUT_CHARS:
-            raise Refused(f"its text has more than {OUTPUT_CHARS} characters")
+            why = f"its text has more than {OUTPUT_CHARS} characters"
+            raise jinja2.exceptions.TemplateRuntimeError(why)
     return "".join(pieces)
 
 
