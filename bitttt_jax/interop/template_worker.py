@@ -23,8 +23,6 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
 
-SECONDS = 5.0
-"""Most processor time of a request."""
 MEMORY_BYTES = 512 << 20
 OUTPUT_CHARS = 8 << 20
 
@@ -127,11 +125,13 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answers requests until their end."""
+    """Answers requests (`template`, `variables`, `seconds`) until there are no more."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)  # when it runs out, the process ends
-        result = json.dumps(answer(json.loads(line)))
+        request = json.loads(line)
+        # Processor time: when it runs out, the process ends.
+        signal.setitimer(signal.ITIMER_VIRTUAL, request["seconds"])
+        result = json.dumps(answer(request))
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         print(result, flush=True)
 
