@@ -50,19 +50,22 @@ def quantise(x: np.ndarray) -> np.ndarray:
 
 def linear(config: ModelConfig, is_ternary: bool, params: Any, x_TD: np.ndarray) -> np.ndarray:
     kernel = params["kernel"]
+    bias = params.get("bias", 0)
     if not is_ternary:
-        return x_TD @ kernel
+        return x_TD @ kernel + bias
     if config.ternary.inner_norm:
         x_TD = rms_norm(x_TD, params["norm"], config.ternary.inner_norm_eps or config.norm_eps)
     mean = np.abs(kernel).mean()
     codes = np.where(kernel > mean / 2, 1, np.where(kernel < -mean / 2, -1, 0))
-    return (quantise(x_TD) if config.ternary.activations else x_TD) @ (codes * mean)
+    return (quantise(x_TD) if config.ternary.activations else x_TD) @ (codes * mean) + bias
 
 
 def attention(config: ModelConfig, params: Any, x_TD: np.ndarray) -> np.ndarray:
     T, K = len(x_TD), config.width_per_head
     project = lambda name: linear(config, config.ternary.mixer, params[name], x_TD)
-    position, low, high = np.arange(T), np.arange(K // 2), np.arange(K // 2, K)
+    assert config.rope_scaling.kind != "llama3"
+    position = np.arange(T) / config.rope_scaling.factor
+    low, high = np.arange(K // 2), np.arange(K // 2, K)
     q, k, v = (project(name).reshape(T, -1, K) for name in ("query", "key", "value"))
     q, k = (rotate(y, position, config.rope_theta, low, high) for y in (q, k))
     mixed = np.zeros_like(q)
