@@ -14,7 +14,7 @@ import jax
 
 from bitttt_jax.config import ModelConfig
 from bitttt_jax.errors import DataError
-from bitttt_jax.interop import fields, huggingface_text, ttt_lm, ttt_lm_config
+from bitttt_jax.interop import chat_templates, fields, tokenizers, ttt_lm, ttt_lm_config
 from bitttt_jax.interop import huggingface_names as names
 from bitttt_jax.interop.arrays import Arrays, make_ternary, pack_codes, vector
 from bitttt_jax.interop.foreign import ForeignModel, WeightType
@@ -61,14 +61,15 @@ def load(folder: Path, weights: WeightType = "bfloat16") -> ForeignModel:
     tensors = Weights(folder)
     params = _Reader(tensors, arrays, config, read.packing).params()
     tensors.check_all_read(_IGNORED)
+    tokenizer = tokenizers.from_folder(folder)
     ternary = {"none": "", "online": ", ternary since loading"}.get(read.packing, ", ternary")
     return ForeignModel(
         config,
         params,
-        huggingface_text.read_tokenizer(folder),
+        tokenizer,
         f"Hugging Face {kind}{ternary}, other weights {weights}",
         read.context,
-        huggingface_text.read_chat_template(folder),
+        chat_templates.from_folder(folder, tokenizer),
     )
 
 

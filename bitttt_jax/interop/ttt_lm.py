@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from bitttt_jax.config import ModelConfig
-from bitttt_jax.interop import fields, huggingface_text
+from bitttt_jax.interop import chat_templates, fields, tokenizers
 from bitttt_jax.interop.arrays import Arrays, vector
 from bitttt_jax.interop.foreign import ForeignModel, WeightType
 from bitttt_jax.interop.ttt_lm_config import MLP_RATIO, read_config
@@ -38,13 +38,14 @@ def load(folder: Path, weights: WeightType = "bfloat16") -> ForeignModel:
     tensors = Weights(folder)
     params = _Reader(tensors, arrays, config).params()
     tensors.check_all_read()
+    tokenizer = tokenizers.from_folder(folder)
     return ForeignModel(
         config,
         params,
-        huggingface_text.read_tokenizer(folder),
+        tokenizer,
         f"ttt-lm-pytorch {config.mixers[0]}, weights {weights}",
         None,
-        huggingface_text.read_chat_template(folder),
+        chat_templates.from_folder(folder, tokenizer),
     )
 
 
