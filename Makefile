@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-tpu test-gpu lint quickstart
+.PHONY: help setup test test-all test-tpu test-gpu test-models lint quickstart
 
 VENV := .venv
 EXTRAS := dev
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-all     run the slow tests too'
 	@echo 'make test-tpu     compile for TPUs that are not here (installs libtpu, 1.5 GB, into .venv-tpu)'
 	@echo 'make test-gpu     compile for GPUs that are not here (.venv-gpu; needs nvcc 13, or CUDA_HOME)'
+	@echo 'make test-models  compare with other programs (installs them, 2 GB, into .venv-models)'
 	@echo 'make lint         check format, style and types'
 
 setup: $(STAMP)
@@ -27,14 +28,16 @@ test: $(STAMP)
 	@$(PYTEST)
 
 test-all: $(STAMP)
-	@$(PYTEST) -m "not tpu and not gpu"
+	@$(PYTEST) -m "not tpu and not gpu and not models"
 
-# The compilers of hardware that isn't here come into environments of their own.
+# The compilers of hardware that isn't here, and other programs, come into environments of their own.
 test-tpu: EXTRAS := dev,tpu
 test-gpu: EXTRAS := dev,compile-gpu
-test-tpu test-gpu: test-%:
+test-models: EXTRAS := dev,models
+test-tpu test-gpu: TESTS := tests/compile
+test-tpu test-gpu test-models: test-%:
 	@$(MAKE) --no-print-directory VENV=.venv-$* EXTRAS=$(EXTRAS) setup
-	@.venv-$*/bin/python -m pytest -q -n 0 -m $* tests/compile
+	@.venv-$*/bin/python -m pytest -q -n 0 -m $* $(TESTS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -19,6 +19,7 @@ _STRICT: dict[str, Any] = {
 }
 
 Mixer = Literal["attention", "ttt_linear", "ttt_mlp"]
+Switch = Literal["auto", "on", "off"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -48,6 +49,10 @@ class TernaryConfig:
     """Forward product: `int8` multiplies integers exactly, `fake_quant` dequantised floats."""
     inner_norm: bool = False
     """RMSNorm inside every ternary layer instead of before blocks (2024 BitNet b1.58 recipe)."""
+    outer_norm: bool = False
+    """With `inner_norm`: keep the norms before blocks too, as transformers' `use_rms_norm` does."""
+    inner_norm_eps: float = 0.0
+    """Added to the mean square in the norms of `inner_norm`; 0 means model.norm_eps."""
     warmup_steps: int = 0
     """Steps over which quantisation fades in from float to ternary; 0 starts ternary."""
 
@@ -61,6 +66,10 @@ class TernaryConfig:
             self.warmup_steps == 0 or self.path == "fake_quant",
             "model.ternary.warmup_steps > 0 needs model.ternary.path=fake_quant: "
             "half-quantised values aren't integers",
+        )
+        _require(
+            self.inner_norm or not self.outer_norm,
+            "model.ternary.outer_norm=True needs model.ternary.inner_norm=True",
         )
 
 
@@ -79,6 +88,12 @@ class TTTConfig:
     Pallas kernel for TPUs (of the dual form only; slow elsewhere); `auto` takes what fits."""
     backbone: Literal["mamba", "transformer"] = "mamba"
     """`mamba`: shared query/key projection, short convolutions, gate; `transformer`: none."""
+    gate: Switch = "auto"
+    """Whether the mixer's output is gated; `auto` as the backbone has it."""
+    share_qk: Switch = "auto"
+    """Whether queries and keys are convolutions of one projection; `auto`: as the backbone has."""
+    pre_conv: Switch = "auto"
+    """Whether a residual convolution comes before the mixer; `auto` as the backbone has it."""
     linear_lr: float = 1.0
     """Base inner learning rate of `ttt_linear`."""
     mlp_lr: float = 0.1
@@ -90,7 +105,7 @@ class TTTConfig:
     mlp_ratio: int = 4
     """Hidden width of the inner MLP in head widths."""
     conv_width: int = 4
-    """Taps of the causal depthwise convolutions of the `mamba` backbone."""
+    """Taps of the causal depthwise convolutions."""
     rope_theta: float = 10_000.0
     """RoPE base inside a mini-batch."""
     remat_group: int = 4
@@ -99,6 +114,24 @@ class TTTConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "model.ttt", "mini_batch", "mlp_ratio", "conv_width")
         _require(self.remat_group >= 0, "model.ttt.remat_group must not be negative")
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether the mixer's output is gated."""
+        return self._has(self.gate)
+
+    @property
+    def shares_qk(self) -> bool:
+        """Whether queries and keys are convolutions of one projection."""
+        return self._has(self.share_qk)
+
+    @property
+    def has_pre_conv(self) -> bool:
+        """Whether a residual convolution comes before the mixer."""
+        return self._has(self.pre_conv)
+
+    def _has(self, switch: Switch) -> bool:
+        return self.backbone == "mamba" if switch == "auto" else switch == "on"
 
     @property
     def convolution(self) -> Literal["auto", "xla", "cpu"]:

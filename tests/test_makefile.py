@@ -85,7 +85,7 @@ def test_environment_is_made_once(machine: Machine):
     machine.make("test").check_returncode()
     assert machine.log() == ["pytest --dist loadfile"]
     machine.make("test-all").check_returncode()
-    assert machine.log() == ["pytest -m not tpu and not gpu"]
+    assert machine.log() == ["pytest -m not tpu and not gpu and not models"]
 
 
 @pytest.mark.parametrize(("kind", "extras"), [("tpu", "dev,tpu"), ("gpu", "dev,compile-gpu")])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 
 import numpy as np
+import numpy.typing as npt
 
 _LARGE_PAGE = 2 * 2**20
+_ALIGNMENT = 64
 
 
 def large_buffer(size: int) -> np.ndarray:
@@ -30,3 +33,27 @@ def large_buffer(size: int) -> np.ndarray:
     whole = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % _LARGE_PAGE
     return whole[start : start + size]
+
+
+class Arena:
+    """Gives out parts of large buffers: many arrays that share large pages.
+
+    Args:
+      piece: size of a buffer, in bytes; what is larger gets one of its own.
+    """
+
+    def __init__(self, piece: int = 64 * 2**20):
+        self._piece = piece
+        self._rest = np.zeros(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        """A zeroed array, aligned to 64 bytes."""
+        dtype = np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        padded = size + -size % _ALIGNMENT
+        if padded > len(self._rest):
+            if padded >= self._piece:
+                return large_buffer(size).view(dtype).reshape(shape)
+            self._rest = large_buffer(self._piece)
+        part, self._rest = self._rest[:size], self._rest[padded:]
+        return part.view(dtype).reshape(shape)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from bitttt_jax.config import ModelConfig
 from bitttt_jax.data.tokenizers import Tokenizer
 
-WeightType = Literal["bfloat16", "int8"]
-"""How weights that aren't ternary are kept: in bfloat16, or as int8 rows with a scale each
-(`tables.QuantizedTable`); norms and biases are float32."""
+WeightType = Literal["bfloat16", "float32", "int8"]
+"""How weights that aren't ternary are kept: in bfloat16, in float32 (and the model computed in it),
+or as int8 rows with a scale each (`tables.QuantizedTable`); norms and biases are float32."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,8 @@ class BitLinear(nn.Module):
           strength: how far weights and activations are quantised, from 0 to 1 (`fake_quant` only).
         """
         if self.has_norm:
-            x = RMSNorm(self.config.norm_eps, name="norm")(x)
+            eps = self.config.ternary.inner_norm_eps or self.config.norm_eps
+            x = RMSNorm(eps, name="norm")(x)
         kernel, bias = self.weights(x.shape[-1])
         return _products(self, x, (kernel,), (bias,), strength)[0]
 

@@ -38,7 +38,7 @@ def initial_ttt_state(config: ModelConfig, fast: dict[str, jax.Array], batch: in
       batch: number of sequences.
     """
     tail = None
-    if config.ttt.backbone == "mamba":
+    if config.ttt.shares_qk:
         width = config.num_heads * config.width_per_head
         tail = jnp.zeros((batch, config.ttt.conv_width - 1, width), config.compute_dtype)
     return TTTState(scan.initial_state(fast, batch), tail, tail)
@@ -75,14 +75,15 @@ class TTT(nn.Module):
         """
         config, ternary = self.config, self.config.ternary.mixer
         width = config.num_heads * config.width_per_head
-        is_mamba = config.ttt.backbone == "mamba"
-        names = ("query_key", "value", "gate") if is_mamba else ("query", "key", "value")
+        shares_qk, has_gate = config.ttt.shares_qk, config.ttt.has_gate
+        names = (*(("query_key",) if shares_qk else ("query", "key")), "value")
+        names += ("gate",) * has_gate
         layers = tuple(BitLinear(config, width, ternary, name=name) for name in names)
         projected = dict(
             zip(names, apply_together(layers, x_BTD, anneal.quantization), strict=True)
         )
         query_tail = key_tail = None
-        if is_mamba:
+        if shares_qk:
             shared = projected["query_key"]
             tails = (None, None) if state is None else (state.query_tail, state.key_tail)
             convolve = lambda name, tail: CausalConvolution(
@@ -119,7 +120,7 @@ class TTT(nn.Module):
             state = TTTState(stream, query_tail, key_tail)
         mixed = mixed.reshape(*x_BTD.shape[:2], width).astype(x_BTD.dtype)
         mixed = LayerNorm(inner.NORM_EPS, name="post_norm")(mixed)
-        if is_mamba:
+        if has_gate:
             mixed = jax.nn.gelu(projected["gate"], approximate=True) * mixed
         if config.norm_placement == "subln":
             mixed = RMSNorm(config.norm_eps, name="sub_norm")(mixed)

@@ -26,8 +26,8 @@ class BlockState(NamedTuple):
 
 
 def has_pre_convolution(config: ModelConfig, mixer: Mixer) -> bool:
-    """Whether a block starts with a residual convolution (TTT with the Mamba backbone)."""
-    return mixer != "attention" and config.ttt.backbone == "mamba"
+    """Whether a block starts with a residual convolution (as TTT with the Mamba backbone does)."""
+    return mixer != "attention" and config.ttt.has_pre_conv
 
 
 def initial_block_state(
@@ -77,7 +77,7 @@ class Block(nn.Module):
             mix = TTT(config, self.mixer == "ttt_mlp", name="mixer")
         # Ternary layers with norms of their own replace the norms before the block's parts, but
         # the inner learning rate of TTT is defined on normalised inputs.
-        bare = config.ternary.inner_norm
+        bare = config.ternary.inner_norm and not config.ternary.outer_norm
         keeps_norm = not (bare and config.ternary.mixer) or self.mixer != "attention"
         mixed, mixer_state = mix(
             norm("mixer_norm")(x_BTD) if keeps_norm else x_BTD, sequence, anneal, mixer_state

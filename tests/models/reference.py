@@ -50,19 +50,22 @@ def quantise(x: np.ndarray) -> np.ndarray:
 
 def linear(config: ModelConfig, is_ternary: bool, params: Any, x_TD: np.ndarray) -> np.ndarray:
     kernel = params["kernel"]
+    bias = params.get("bias", 0)
     if not is_ternary:
-        return x_TD @ kernel
+        return x_TD @ kernel + bias
     if config.ternary.inner_norm:
-        x_TD = rms_norm(x_TD, params["norm"], config.norm_eps)
+        x_TD = rms_norm(x_TD, params["norm"], config.ternary.inner_norm_eps or config.norm_eps)
     mean = np.abs(kernel).mean()
     codes = np.where(kernel > mean / 2, 1, np.where(kernel < -mean / 2, -1, 0))
-    return (quantise(x_TD) if config.ternary.activations else x_TD) @ (codes * mean)
+    return (quantise(x_TD) if config.ternary.activations else x_TD) @ (codes * mean) + bias
 
 
 def attention(config: ModelConfig, params: Any, x_TD: np.ndarray) -> np.ndarray:
     T, K = len(x_TD), config.width_per_head
     project = lambda name: linear(config, config.ternary.mixer, params[name], x_TD)
-    position, low, high = np.arange(T), np.arange(K // 2), np.arange(K // 2, K)
+    assert config.rope_scaling.kind != "llama3"
+    position = np.arange(T) / config.rope_scaling.factor
+    low, high = np.arange(K // 2), np.arange(K // 2, K)
     q, k, v = (project(name).reshape(T, -1, K) for name in ("query", "key", "value"))
     q, k = (rotate(y, position, config.rope_theta, low, high) for y in (q, k))
     mixed = np.zeros_like(q)
@@ -80,7 +83,7 @@ def learn_and_read(config: ModelConfig, mixer: str, params: Any, x_TD: np.ndarra
     T, H, K = len(x_TD), config.num_heads, config.width_per_head
     b = config.ttt.mini_batch
     project = lambda name: linear(config, config.ternary.mixer, params[name], x_TD)
-    if config.ttt.backbone == "mamba":
+    if "query_key" in params:
         shared = project("query_key")
         q, k = convolution(shared, params["query_conv"]), convolution(shared, params["key_conv"])
     else:
@@ -99,7 +102,7 @@ def learn_and_read(config: ModelConfig, mixer: str, params: Any, x_TD: np.ndarra
         head = ttt.Head(fast, norm["scale"][h], norm["bias"][h], token_scale_b)
         mixed[:, h], *_ = ttt.read_head(head, q[:, h], k[:, h], v[:, h], rate_TH[:, h])
     mixed = ttt.layer_norm(mixed.reshape(T, -1), **params["post_norm"])
-    if config.ttt.backbone == "mamba":
+    if "gate" in params:
         mixed = ttt.gelu(project("gate")) * mixed
     return mixed
 
@@ -108,7 +111,7 @@ def block(config: ModelConfig, mixer: str, params: Any, x_TD: np.ndarray) -> np.
     def norm(name, x, of=params):  # where there is one
         return rms_norm(x, of[name], config.norm_eps) if name in of else x
 
-    if mixer != "attention" and config.ttt.backbone == "mamba":
+    if "pre_conv" in params:
         x_TD = x_TD + convolution(norm("pre_conv_norm", x_TD), params["pre_conv"])
     mix, mlp = params["mixer"], params["mlp"]
     normed = norm("mixer_norm", x_TD)

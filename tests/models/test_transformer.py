@@ -24,6 +24,12 @@ MODELS = {
     ),
     "ttt_mlp": samples.config(mixers=("ttt_mlp",), tie_embeddings=False, head_dim=6),
     "ttt_mlp_transformer": samples.config(mixers=("ttt_mlp",), ttt={"backbone": "transformer"}),
+    "ttt_switches": samples.config(
+        mixers=("ttt_linear",), ttt={"backbone": "transformer", "gate": "on", "pre_conv": "on"}
+    ),
+    "ttt_other_switches": samples.config(
+        mixers=("ttt_mlp",), ttt={"gate": "off", "pre_conv": "off"}
+    ),
     "attention": samples.config(num_heads=4, num_kv_heads=2, window=5, tie_embeddings=False),
     "ternary": samples.config(
         TernaryConfig(),
@@ -36,6 +42,9 @@ MODELS = {
         TernaryConfig(inner_norm=True, activations=False, path="fake_quant"),
         mixers=("attention", "ttt_mlp"),
         ttt={"form": "primal"},
+    ),
+    "ternary_norms_inside_and_before": samples.config(
+        TernaryConfig(inner_norm=True, outer_norm=True, inner_norm_eps=0.5)
     ),
 }
 
