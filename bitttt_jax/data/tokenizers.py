@@ -77,6 +77,8 @@ class Tokenizer:
         """The token after the last one of a document."""
         self.bos_id: int = eos if bos is None else bos
         """The token before the first one of a document; `eos_id` where there is no other."""
+        self.adds_bos: bool = True
+        """Whether documents begin with `bos_id`."""
 
     @classmethod
     def bytes(cls) -> Tokenizer:

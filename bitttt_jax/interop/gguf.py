@@ -208,7 +208,9 @@ class _Cursor:
         """Goes over some bytes; returns where they start."""
         start = self.at
         if size > self._end - start:
-            self.fail(field, f"needs {size} bytes at byte {start}, and {self._end - start} are left")
+            self.fail(
+                field, f"needs {size} bytes at byte {start}, and {self._end - start} are left"
+            )
         self.at += size
         return start
 
@@ -285,8 +287,7 @@ def _value_type(cursor: _Cursor, field: str) -> GGUFValueType:
 
 def _alignment(cursor: _Cursor, metadata: Metadata) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    if not is_number or not 8 <= value <= _MOST_ALIGNMENT or value & (value - 1):
+    if not isinstance(value, int) or not 8 <= value <= _MOST_ALIGNMENT or value & (value - 1):
         cursor.fail("metadata entry general.alignment", f"is {value!r}, no power of 2 from 8 up")
     return value
 

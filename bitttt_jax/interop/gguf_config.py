@@ -125,7 +125,7 @@ class _Reader:
         value = self._get(name, default)
         if not isinstance(value, float) or not 0 < value < np.inf:
             raise self._fault(name, value, "it must be a positive number")
-        return value
+        return float(str(np.float32(value)))  # 1e-05 was written, not 9.999999747378752e-06
 
     def refuse(self, name: str, only: object, what: str) -> None:
         """Refuses any value but one."""

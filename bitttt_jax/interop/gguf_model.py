@@ -15,10 +15,10 @@ from bitttt_jax.config import ModelConfig, TernaryConfig
 from bitttt_jax.errors import DataError
 from bitttt_jax.interop import gguf_config, gguf_tensors, tokenizers
 from bitttt_jax.interop.chat_templates import BITNET_2B4T
-from bitttt_jax.interop.foreign import ForeignModel, WeightType
+from bitttt_jax.interop.foreign import ForeignModel
 from bitttt_jax.interop.gguf import GGUFFile, TensorInfo, is_gguf
 from bitttt_jax.interop.gguf_tensors import TERNARY_TYPES, I2SLayout
-from bitttt_jax.interop.gguf_weights import Form, Matrix, read_matrices
+from bitttt_jax.interop.gguf_weights import FloatForm, Form, Matrix, read_matrices
 from bitttt_jax.models.parameters import group_name
 
 Place = tuple[str, ...]
@@ -38,7 +38,7 @@ def is_model(path: Path) -> bool:
 
 
 def load(
-    path: Path, weights: WeightType = "bfloat16", *, i2_s_layout: I2SLayout = "x86"
+    path: Path, weights: FloatForm = "bfloat16", *, i2_s_layout: I2SLayout = "x86"
 ) -> ForeignModel:
     """Loads a model.
 
@@ -47,7 +47,8 @@ def load(
 
     Args:
       path: the file.
-      weights: how matrices that aren't ternary are kept.
+      weights: how matrices that aren't ternary are kept: as a `WeightType` says, or as float32, for
+        comparisons.
       i2_s_layout: order of the codes in I2_S tensors.
 
     Raises:
@@ -133,14 +134,16 @@ class _Tensors:
 
 
 def _plan(
-    file: GGUFFile, config: ModelConfig, weights: WeightType
+    file: GGUFFile, config: ModelConfig, weights: FloatForm
 ) -> tuple[dict[Place, jax.Array], dict[Place, Matrix]]:
     """Vectors, and what becomes of matrices, by the parameter that they are."""
     tensors = _Tensors(file)
     vectors: dict[Place, np.ndarray] = {}
     table = (config.vocab_size, config.dim)
     embedding = tensors.take("token_embd.weight", table)
-    matrices = {("embed", "embedding"): Matrix(embedding, weights, transposed=False)}
+    matrices: dict[Place, Matrix] = {
+        ("embed", "embedding"): Matrix(embedding, weights, transposed=False)
+    }
     vectors["final_norm", "scale"] = tensors.vector("output_norm.weight", config.dim)
     if not config.tie_embeddings:
         head = tensors.take("output.weight", table)
@@ -185,9 +188,10 @@ def _block_matrices(
     config: ModelConfig,
     index: int,
     orders: dict[str, np.ndarray],
-    weights: WeightType,
+    weights: FloatForm,
 ) -> dict[Place, Matrix]:
-    shapes, matrices = projection_shapes(config), {}
+    shapes = projection_shapes(config)
+    matrices: dict[Place, Matrix] = {}
     for names in _TOGETHER:
         part, theirs = ("mixer", MIXER) if names[0] in MIXER else ("mlp", MLP)
         stems = [f"blk.{index}.{theirs[name]}" for name in names]

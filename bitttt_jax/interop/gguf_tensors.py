@@ -25,7 +25,8 @@ _ROWS_AT_ONCE = 16
 
 _BYTES = np.arange(256)
 # TQ2_0 has the layout of I2_S but for the order of a byte's four fields.
-_REVERSED_FIELDS = sum((_BYTES >> 2 * i & 3) << (6 - 2 * i) for i in range(4)).astype(np.uint8)
+_FIELDS = np.stack([(_BYTES >> 2 * i & 3) << (6 - 2 * i) for i in range(4)])
+_REVERSED_FIELDS = np.bitwise_or.reduce(_FIELDS).astype(np.uint8)
 # TQ1_0 has five base-3 digits a byte, as a fraction of 256.
 _DIGITS = np.stack([(_BYTES * 3**n % 256) * 3 >> 8 for n in range(5)], axis=-1).astype(np.uint8)
 
@@ -136,6 +137,12 @@ def pack_codes(codes_NK: np.ndarray) -> np.ndarray:
     padded = np.pad(codes_NK, ((0, 0), (0, -K % BLOCK)), constant_values=1)
     fields = padded.reshape(N, -1, 4, BLOCK // 4) << _SHIFTS[:, None]
     return np.bitwise_or.reduce(fields, axis=2).reshape(N, -1)
+
+
+def unpack_codes(codes_NB: np.ndarray, width: int) -> np.ndarray:
+    """Codes 0, 1 and 2 `[N, width]` out of rows in the layout `i2_s`."""
+    fields = codes_NB.reshape(len(codes_NB), -1, 1, BLOCK // 4) >> _SHIFTS[:, None] & 3
+    return fields.reshape(len(codes_NB), -1)[:, :width]
 
 
 def _tq2_to_i2_s(blocks: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ from bitttt_jax.ops.quantize import INT8_MAX, SCALE_FLOOR
 from bitttt_jax.ops.tables import QuantizedTable
 from bitttt_jax.ternary.packing import PackedTernary, codes_shape
 
-Form = Literal["ternary", "bfloat16", "int8"]
+FloatForm = Literal["float32", "bfloat16", "int8"]
+Form = Literal["ternary"] | FloatForm
 Key = TypeVar("Key", bound=Hashable)
 
 _ALIGNMENT = 64
@@ -58,7 +59,7 @@ def read_matrices(
       layout: of I2_S tensors.
 
     Returns:
-      By key, a `PackedTernary`, a bfloat16 array, or a `QuantizedTable`.
+      By key, a `PackedTernary`, an array of floats, or a `QuantizedTable`.
 
     Raises:
       DataError: a tensor's type isn't dequantised here, or it holds what is no weight.
@@ -99,7 +100,8 @@ def _parts(matrix: Matrix) -> list[tuple[tuple[int, ...], np.dtype]]:
         return [(codes_shape((K, N), "i2_s"), np.dtype(np.uint8))]
     if matrix.form == "int8":
         return [((N, K), np.dtype(np.int8)), ((N,), np.dtype(np.float32))]
-    return [((K, N) if matrix.transposed else (N, K), np.dtype(ml_dtypes.bfloat16))]
+    dtype = np.dtype(np.float32 if matrix.form == "float32" else ml_dtypes.bfloat16)
+    return [((K, N) if matrix.transposed else (N, K), dtype)]
 
 
 def _shares(matrix: Matrix) -> Iterator[slice]:
@@ -132,8 +134,8 @@ def _fill_floats(matrix: Matrix, arrays: list[np.ndarray], share: slice, values_
     largest_N = np.maximum(values_NK.max(axis=1), -values_NK.min(axis=1))
     if not np.isfinite(largest_N).all():
         raise ValueError("it holds values that aren't finite")
-    if matrix.form == "bfloat16":
-        rounded = values_NK.astype(ml_dtypes.bfloat16)
+    if matrix.form != "int8":
+        rounded = values_NK.astype(arrays[0].dtype)
         if matrix.transposed:
             arrays[0][:, share] = rounded.T
         else:

@@ -66,7 +66,9 @@ def write(
             file.write(_string(key) + _value(value))
         offset = 0
         for tensor in tensors:
-            dimensions = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])
+            dimensions = struct.pack(
+                f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1]
+            )
             place = struct.pack("<IQ", tensor.type, offset)
             file.write(_string(tensor.name) + dimensions + place)
             offset += _aligned(tensor_bytes(tensor.shape, tensor.type))
@@ -108,7 +110,8 @@ def _value(value: Value) -> bytes:
         return struct.pack("<If", GGUFValueType.FLOAT32, value)
     if isinstance(value, str):
         return struct.pack("<I", GGUFValueType.STRING) + _string(value)
-    is_text = isinstance(value, list)
-    item = GGUFValueType.STRING if is_text else _ITEM_TYPES[value.dtype]
-    items = b"".join(map(_string, value)) if is_text else value.tobytes()
+    if isinstance(value, list):
+        item, items = GGUFValueType.STRING, b"".join(map(_string, value))
+    else:
+        item, items = _ITEM_TYPES[value.dtype], value.tobytes()
     return struct.pack("<IIQ", GGUFValueType.ARRAY, item, len(value)) + items
