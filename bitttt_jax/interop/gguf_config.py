@@ -181,7 +181,7 @@ def _llama3_scaling(file: GGUFFile, theta: float, width: int) -> RopeScalingConf
     if (factors == 1).all():
         return RopeScalingConfig()
     largest = float(factors.max())
-    if np.isfinite(factors).all() and largest > 0:
+    if largest > 0:
         scaling = RopeScalingConfig("llama3", largest)
         plain = rope.frequencies(width, theta, RopeScalingConfig())
         if np.allclose(plain / rope.frequencies(width, theta, scaling), factors, rtol=1e-4):

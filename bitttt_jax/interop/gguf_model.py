@@ -57,12 +57,13 @@ def load(
     file = GGUFFile(path)
     config = gguf_config.model_config(file)
     context = gguf_config.context_length(file)
+    tokenizer = tokenizers.from_gguf(file.metadata)  # first: making it takes memory for a moment
     vectors, matrices = _plan(file, config, weights)
     flat = vectors | read_matrices(file, matrices, i2_s_layout)
     return ForeignModel(
         dataclasses.replace(config, ternary=_ternary(matrices)),
         _tree(flat),
-        tokenizers.from_gguf(file.metadata),
+        tokenizer,
         _description(file, matrices.values()),
         context,
         _chat_template(file),
@@ -113,8 +114,6 @@ class _Tensors:
             values = gguf_tensors.float_rows(self._file.raw(tensor)[None], tensor.type)[0]
         except ValueError as error:
             self.fail(name, f"can't be used: {error}")
-        if not np.isfinite(values).all():
-            self.fail(name, "holds values that aren't finite")
         return values.astype(np.float32)
 
     def scale(self, name: str) -> float:
@@ -205,6 +204,8 @@ def _block_matrices(
             scale = tensors.scale(f"{stem}.scale")
             if form == "ternary" and codes_scale is not None:
                 scale *= codes_scale
+            if not abs(scale) <= np.finfo(np.float32).max:
+                tensors.fail(tensor.name, f"has the scale {scale}")
             matrices[group_name(index), "block_0", part, name, "kernel"] = Matrix(
                 tensor, form, transposed=True, order_N=orders.get(name), scale=scale
             )

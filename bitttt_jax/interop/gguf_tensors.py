@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 from gguf import quants
 from gguf.constants import GGMLQuantizationType
@@ -21,6 +22,7 @@ _ZEROS = np.uint8(0b01010101)  # four codes of the weight 0
 _TQ_BYTES: dict[int, int] = {GGMLQuantizationType.TQ1_0: 54, GGMLQuantizationType.TQ2_0: 66}
 TERNARY_TYPES = (I2_S, *_TQ_BYTES)
 """Types of tensors that are ternary, block by block."""
+_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 _ROWS_AT_ONCE = 16
 
 _BYTES = np.arange(256)
@@ -41,14 +43,27 @@ def float_rows(rows_NB: np.ndarray, type_: int) -> np.ndarray:
     """Float32 values `[N, K]` of some rows.
 
     Raises:
-      ValueError: of a type that isn't dequantised here.
+      ValueError: of a type that isn't dequantised here, or they aren't finite.
     """
     try:
         if type_ == I2_S:
             raise NotImplementedError
-        return quants.dequantize(rows_NB, GGMLQuantizationType(type_))
+        with np.errstate(all="ignore"):
+            values = quants.dequantize(rows_NB, GGMLQuantizationType(type_))
     except NotImplementedError:
         raise ValueError(f"{type_name(type_)} can't be dequantised here") from None
+    check_range(values)
+    return values
+
+
+def check_range(values: np.ndarray) -> None:
+    """Sees that values are finite, also as bfloat16.
+
+    Raises:
+      ValueError: one isn't.
+    """
+    if not max(values.max(), -values.min()) <= _LARGEST:
+        raise ValueError("it holds values that aren't finite")
 
 
 def ternary_scale(raw: np.ndarray, shape: tuple[int, ...], type_: int) -> float | None:
@@ -85,7 +100,7 @@ def _magnitude(rows_NB: np.ndarray, type_: int) -> float | None:
     for start in range(0, len(rows_NB), _ROWS_AT_ONCE):
         values = np.abs(float_rows(rows_NB[start : start + _ROWS_AT_ONCE], type_))
         largest = float(values.max())
-        if not np.isfinite(largest) or not ((values == 0) | (values == largest)).all():
+        if not ((values == 0) | (values == largest)).all():
             return None
         if largest and found and largest != found:
             return None

@@ -130,10 +130,9 @@ def _fill(
 
 def _fill_floats(matrix: Matrix, arrays: list[np.ndarray], share: slice, values_NK: np.ndarray):
     if matrix.scale != 1:
-        values_NK = values_NK * np.float32(matrix.scale)
-    largest_N = np.maximum(values_NK.max(axis=1), -values_NK.min(axis=1))
-    if not np.isfinite(largest_N).all():
-        raise ValueError("it holds values that aren't finite")
+        with np.errstate(over="ignore"):
+            values_NK = values_NK * np.float32(matrix.scale)
+        gguf_tensors.check_range(values_NK)
     if matrix.form != "int8":
         rounded = values_NK.astype(arrays[0].dtype)
         if matrix.transposed:
@@ -142,6 +141,7 @@ def _fill_floats(matrix: Matrix, arrays: list[np.ndarray], share: slice, values_
             arrays[0][share] = rounded
         return
     # As in `quantize.int8_codes`.
+    largest_N = np.maximum(values_NK.max(axis=1), -values_NK.min(axis=1))
     largest_N = np.maximum(largest_N, np.float32(SCALE_FLOOR))
     codes, scale_N = arrays
     codes[share] = np.rint(values_NK * (np.float32(INT8_MAX) / largest_N)[:, None])
