@@ -38,6 +38,9 @@ def metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Value]:
     model = content["model"]
     if model["type"] != "BPE" or (content["normalizer"] or {"type": "NFC"})["type"] != "NFC":
         raise _refusal("it isn't byte-level BPE")
+    if tokenizer.vocab_size > rows:
+        size = tokenizer.vocab_size
+        raise _refusal(f"it has {size} tokens, and the model's embedding {rows}")
     names = dict.fromkeys(range(rows), "")
     types = np.full(rows, TokenType.UNUSED, np.int32)
     for name, index in model["vocab"].items():
@@ -45,8 +48,6 @@ def metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Value]:
     for added in content["added_tokens"]:
         names[added["id"]] = added["content"]
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-    if len(names) > rows:
-        raise _refusal(f"it has {len(names)} tokens, and the model's embedding {rows}")
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     return {
         "tokenizer.ggml.model": "gpt2",

@@ -91,7 +91,8 @@ def metadata(arch: str, values: dict[str, np.ndarray], **changes: Any) -> dict[s
         "rope.freq_base": 500.0,
     }
     own = {f"{arch}.{name}": value for name, value in entries.items()}
-    words = gguf_tokenizer.metadata(Tokenizer.bytes(), len(values["token_embd.weight"]))
+    tokenizer = Tokenizer.train(["the theme then"] * 2, 264)
+    words = gguf_tokenizer.metadata(tokenizer, len(values["token_embd.weight"]))
     return {
         key: value
         for key, value in ({"general.architecture": arch} | own | words | changes).items()
