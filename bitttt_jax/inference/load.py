@@ -15,29 +15,63 @@ from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import CheckpointError, ConfigError, DataError
 from bitttt_jax.inference import packed_model
 from bitttt_jax.inference.model import Model
+from bitttt_jax.interop import gguf_model, hub, huggingface
+from bitttt_jax.interop.foreign import WeightType
+from bitttt_jax.interop.gguf_tensors import I2SLayout
 from bitttt_jax.models import transformer
 from bitttt_jax.runs.checkpoints import Checkpoints
 from bitttt_jax.runs.directory import RunDirectory
 
 
-def load(path: str | Path, *, step: int | None = None) -> Model:
-    """Loads a model, of whichever kind a folder holds.
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    revision: str | None = None,
+    weights: WeightType = "bfloat16",
+    i2_s_layout: I2SLayout = "x86",
+) -> Model:
+    """Loads a model, of whichever kind it is.
 
     Args:
-      path: a run directory (`load_run`), or a folder of a packed model (`packed_model.load`).
+      path: a run directory, a folder of a packed model, a Hugging Face folder, a GGUF file, or
+        OWNER/NAME of a model on the Hugging Face Hub, from the local cache or downloaded.
       step: training step of a run's checkpoint; the newest one by default.
+      revision: branch, tag or commit of a model on the Hub.
+      weights: how another program's weights are kept where they aren't ternary.
+      i2_s_layout: order of the codes in a GGUF file's I2_S tensors.
 
     Raises:
-      DataError: no such folder, it holds no model, or it is damaged.
+      DataError: there is no such model, its files are damaged, or it can't be run here.
       CheckpointError: no complete checkpoint, or not that one.
-      ConfigError: a step of a packed model, which has only one.
+      ConfigError: a step of what isn't a run, or a revision of what isn't on the Hub.
     """
-    if not packed_model.is_packed_model(Path(path)):
-        return load_run(path, step)
-    config, params, tokenizer, manifest = packed_model.load(Path(path))
-    if step not in (None, manifest.step):
-        raise ConfigError(f"--step={step}: {path} is packed, and of step {manifest.step}")
-    return _of_run(config, params, tokenizer, manifest.step)
+    place = Path(path).expanduser()
+    if not place.exists() and hub.is_name(str(path)):
+        place = hub.find(str(path), revision)
+    elif revision is not None:
+        raise ConfigError(f"--revision={revision}: {path} isn't a model on the Hub")
+    if packed_model.is_packed_model(place):
+        config, params, tokenizer, manifest = packed_model.load(place)
+        if step not in (None, manifest.step):
+            raise ConfigError(f"--step={step}: {path} is packed, and of step {manifest.step}")
+        return _of_run(config, params, tokenizer, manifest.step)
+    if gguf_model.is_model(place):
+        found = gguf_model.load(place, weights, i2_s_layout=i2_s_layout)
+    elif huggingface.is_model(place):
+        found = huggingface.load(place, weights)
+    else:
+        return load_run(place, step)
+    if step is not None:
+        raise ConfigError(f"--step={step}: {path} isn't a training run")
+    return Model(
+        TrainConfig(name=place.name, model=found.config),
+        found.params,
+        found.tokenizer,
+        found.description,
+        found.context,
+        found.chat_template,
+    )
 
 
 def _of_run(run: TrainConfig, params: Any, tokenizer: Tokenizer, step: int | None) -> Model:
