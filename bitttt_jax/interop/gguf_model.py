@@ -13,11 +13,11 @@ import numpy as np
 
 from bitttt_jax.config import ModelConfig, TernaryConfig
 from bitttt_jax.errors import DataError
-from bitttt_jax.interop import gguf_config, gguf_tensors, tokenizers
-from bitttt_jax.interop.foreign import ForeignModel
+from bitttt_jax.interop import chat_templates, gguf_config, gguf_tensors, tokenizers
+from bitttt_jax.interop.foreign import ForeignModel, WeightType
 from bitttt_jax.interop.gguf import GGUFFile, TensorInfo, is_gguf
 from bitttt_jax.interop.gguf_tensors import TERNARY_TYPES, I2SLayout
-from bitttt_jax.interop.gguf_weights import FloatForm, Form, Matrix, read_matrices
+from bitttt_jax.interop.gguf_weights import Form, Matrix, read_matrices
 from bitttt_jax.models.parameters import group_name
 
 Place = tuple[str, ...]
@@ -37,7 +37,7 @@ def is_model(path: Path) -> bool:
 
 
 def load(
-    path: Path, weights: FloatForm = "bfloat16", *, i2_s_layout: I2SLayout = "x86"
+    path: Path, weights: WeightType = "bfloat16", *, i2_s_layout: I2SLayout = "x86"
 ) -> ForeignModel:
     """Loads a model.
 
@@ -46,8 +46,7 @@ def load(
 
     Args:
       path: the file.
-      weights: how matrices that aren't ternary are kept: as a `WeightType` says, or as float32, for
-        comparisons.
+      weights: how matrices that aren't ternary are kept.
       i2_s_layout: order of the codes in I2_S tensors.
 
     Raises:
@@ -132,7 +131,7 @@ class _Tensors:
 
 
 def _plan(
-    file: GGUFFile, config: ModelConfig, weights: FloatForm
+    file: GGUFFile, config: ModelConfig, weights: WeightType
 ) -> tuple[dict[Place, jax.Array], dict[Place, Matrix]]:
     """Vectors, and what becomes of matrices, by the parameter that they are."""
     tensors = _Tensors(file)
@@ -186,7 +185,7 @@ def _block_matrices(
     config: ModelConfig,
     index: int,
     orders: dict[str, np.ndarray],
-    weights: FloatForm,
+    weights: WeightType,
 ) -> dict[Place, Matrix]:
     shapes = projection_shapes(config)
     matrices: dict[Place, Matrix] = {}
@@ -238,4 +237,3 @@ def _description(file: GGUFFile, matrices: Iterable[Matrix]) -> str:
     if loose:
         text += f"; {len(loose)} ternary tensors with many scales, in {loose[0].form}"
     return text
-

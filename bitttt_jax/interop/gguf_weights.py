@@ -20,14 +20,14 @@ import numpy as np
 from bitttt_jax.data.memory import large_buffer
 from bitttt_jax.errors import DataError
 from bitttt_jax.interop import gguf_tensors
+from bitttt_jax.interop.foreign import WeightType
 from bitttt_jax.interop.gguf import GGUFFile, TensorInfo
 from bitttt_jax.interop.gguf_tensors import I2SLayout
 from bitttt_jax.ops.quantize import INT8_MAX, SCALE_FLOOR
 from bitttt_jax.ops.tables import QuantizedTable
 from bitttt_jax.ternary.packing import PackedTernary, codes_shape
 
-FloatForm = Literal["float32", "bfloat16", "int8"]
-Form = Literal["ternary"] | FloatForm
+Form = Literal["ternary"] | WeightType
 Key = TypeVar("Key", bound=Hashable)
 
 _ALIGNMENT = 64
