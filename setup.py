@@ -23,8 +23,9 @@ HANDLERS = (
     "attention_handlers.cc",
     "memory_handlers.cc",
     "norm_handlers.cc",
+    "product_handlers.cc",
 )
-FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc", "attention.cc", "norm.cc")
+FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc", "attention.cc", "norm.cc", "product.cc")
 BYTES = ("packed.cc", "table.cc", "grouped.cc")
 BOTH = (*FLOAT, *BYTES)
 AVX2 = ["-mavx2", "-mfma"]

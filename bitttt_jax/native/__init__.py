@@ -35,6 +35,7 @@ _TARGETS = (
     "cached_attention",
     "read_memory",
     "rms_norm",
+    "few_rows_matmul",
 )
 
 

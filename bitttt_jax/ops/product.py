@@ -14,6 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from bitttt_jax import native
+
+_KERNEL_ROWS = 8  # of a product that native code computes
+
 
 def _row_major(x: jax.Array) -> jax.Array:
     """`x`, laid out row by row on CPU."""
@@ -38,6 +42,12 @@ def _contract(a: jax.Array, b: jax.Array, b_dim: int) -> jax.Array:
     """Contracts the last dimension of `a` with dimension `b_dim` of `b`; leading ones are batch."""
     batch = tuple(range(a.ndim - 2))
     dims = (((a.ndim - 1,), (b.ndim + b_dim,)), (batch, batch))
+    # XLA goes through a bfloat16 matrix value by value where it isn't worth repacking.
+    fits = a.ndim == 2 and 0 < a.shape[0] <= _KERNEL_ROWS and a.dtype == b.dtype == jnp.bfloat16
+    if native.choose("auto", fits, "few rows of bfloat16") == "cpu":
+        result = jax.ShapeDtypeStruct((a.shape[0], b.shape[1 if b_dim == -2 else 0]), jnp.float32)
+        call = jax.ffi.ffi_call("bitttt_few_rows_matmul", result, vmap_method="sequential")
+        return call(a, b, by_columns=b_dim == -2)
     accumulate = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
     return lax.dot_general(_row_major(a), _row_major(b), dims, preferred_element_type=accumulate)
 

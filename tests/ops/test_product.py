@@ -12,6 +12,7 @@ from bitttt_jax.ops.product import (
     swap_last,
     transposed_matmul,
 )
+from tests.kernels import needs_kernels
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -87,3 +88,22 @@ def test_swap_last():
     y, pullback = jax.vjp(jax.jit(swap_last), x)
     np.testing.assert_array_equal(y, x.swapaxes(1, 2))
     np.testing.assert_array_equal(pullback(weights)[0], weights.swapaxes(1, 2))
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 37, 5), (3, 64, 300), (8, 96, 128), (2, 257, 33)])
+def test_few_rows_of_bfloat16_are_products_of_floats(shape):
+    M, K, N = shape
+    rng = np.random.default_rng(shape)
+    a, b = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((M, K), (K, N)))
+    exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    for found in (
+        jax.jit(matmul)(a, b),
+        jax.jit(matmul_transposed)(a, b.T),
+        jax.jit(shared_matmul)(a, (b,))[0],
+    ):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * K**0.5)
+    assert "bitttt_few_rows_matmul" in jax.jit(matmul).lower(a, b).as_text()
+    many = jnp.zeros((9, K), jnp.bfloat16)
+    assert "bitttt_few_rows_matmul" not in jax.jit(matmul).lower(many, b).as_text()

@@ -7,6 +7,7 @@
 #include "grouped.h"
 #include "norm.h"
 #include "packed.h"
+#include "product.h"
 #include "table.h"
 #include "ttt.h"
 
@@ -18,6 +19,7 @@ struct Kernels {
   const ConvolutionTable& convolution;
   const AttentionTable& attention;
   const NormTable& norm;
+  const ProductTable& product;
   PackedTable packed;
   const TableTable& table;
   const GroupedTable& grouped;

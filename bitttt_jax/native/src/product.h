@@ -1,0 +1,26 @@
+// Products of few rows with a matrix of bfloat16: ops/product.py.
+
+#pragma once
+
+#include <cstdint>
+
+namespace bitttt {
+
+constexpr int64_t kProductColumns = 128;  // of which a thread keeps the sums in registers
+
+// x is [rows, width], y is [rows, outputs], of which [first, last) are computed.
+struct Product {
+  int64_t rows, width, outputs, first, last;
+  const float* x;
+  const uint16_t* w;
+  float* y;
+};
+
+struct ProductTable {
+  void (*by_rows)(const Product&);     // w is [outputs, width]
+  void (*by_columns)(const Product&);  // w is [width, outputs]
+};
+
+extern const ProductTable product_avx512, product_avx2, product_neon, product_baseline;
+
+}  // namespace bitttt
