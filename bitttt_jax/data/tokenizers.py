@@ -242,10 +242,11 @@ class Tokenizer:
         names = self._guarded_names
         if not names:
             return text
-        first, last = (_any_of({name[end] for name in names}) for end in (0, -1))
         if edges:
-            return re.sub(f"(?={last})", GUARD, re.sub(f"({first})", rf"\1{GUARD}", text))
+            ends = _any_of({name[end] for name in names for end in (0, -1)})
+            return re.sub(f"({ends})", rf"{GUARD}\1{GUARD}", text)
         # Only looks ahead, so that a name that begins within another one is found too.
+        first = _any_of({name[0] for name in names})
         return re.sub(f"(?={'|'.join(map(re.escape, names))})({first})", rf"\1{GUARD}", text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
