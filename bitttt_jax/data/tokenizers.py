@@ -57,6 +57,8 @@ _GROUP_CHARS = 1 << 22
 # two words before the space: a cut there leaves the tokens as they are.
 _CUT = re.compile(r"(?s:.*)[^\W_](?=\n| [^\W_])")
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+
 Item = TypeVar("Item")
 
 
@@ -240,10 +242,11 @@ class Tokenizer:
         names = self._guarded_names
         if not names:
             return text
-        first, last = (_any_of({name[end] for name in names}) for end in (0, -1))
         if edges:
-            return re.sub(f"(?={last})", GUARD, re.sub(f"({first})", rf"\1{GUARD}", text))
+            ends = _any_of({name[end] for name in names for end in (0, -1)})
+            return re.sub(f"({ends})", rf"{GUARD}\1{GUARD}", text)
         # Only looks ahead, so that a name that begins within another one is found too.
+        first = _any_of({name[0] for name in names})
         return re.sub(f"(?={'|'.join(map(re.escape, names))})({first})", rf"\1{GUARD}", text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -323,17 +326,28 @@ class Decoder:
         """Takes the next token; returns the text that it completes, often none or one word."""
         self._pending.append(token)
         text = self._tokenizer.decode(self._context + self._pending)
-        if text.endswith("\ufffd"):  # may become a character, those before it won't
-            return self._give(text[:-1])
+        if text.endswith("\ufffd"):  # the last ones may become a character, those before won't
+            return self._give(text[: max(len(text.rstrip("\ufffd")), len(text) - 3)])
         given = self._give(text)
         if given:
-            self._context, self._pending = self._pending, []
+            self._context, self._pending = self._next_context(), []
             self._given = len(self._tokenizer.decode(self._context))
         return given
 
     def flush(self) -> str:
         """Returns what is left at the end, an incomplete character as U+FFFD."""
         return self._give(self._tokenizer.decode(self._context + self._pending))
+
+    def _next_context(self) -> list[int]:
+        """The tokens last given out, up to one that isn't a byte of SentencePiece's.
+
+        Its decoder takes bytes that stand together for one text, and shows none of its characters
+        while the last one is incomplete.
+        """
+        tokens = self._pending
+        while tokens and _BYTE.fullmatch(self._tokenizer.token(tokens[-1]) or ""):
+            tokens = tokens[:-1]
+        return tokens or self._context or self._pending
 
     def _give(self, text: str) -> str:
         given = text[self._given :]

@@ -207,6 +207,8 @@ def _sentence_piece(
     unknown: int | None,
 ) -> tuple[str, bool]:
     """The tokenizer.json of SentencePiece's merges, and whether documents begin with bos."""
+    if metadata.get("tokenizer.ggml.scores") is None:
+        raise _fault(metadata, "tokenizer.ggml.scores", f"{len(tokens)} numbers")
     scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens), "f")
     # What is found as a whole, or stands for a byte, is never put together from characters.
     priorities = {
