@@ -101,6 +101,13 @@ def test_compilers_for_other_hardware_have_an_environment_of_their_own(
     assert machine.log() == [f"pytest {kind} tests/compile"]
 
 
+def test_other_programs_have_an_environment_of_their_own(machine: Machine):
+    machine.make("test-models").check_returncode()
+    install = ["install pip", "install .[dev,models]"]
+    assert machine.log() == ["venv 3.11.2", *install, "pytest -m models"]
+    assert not (machine.repository / ".venv").exists()
+
+
 def test_newest_working_python_is_chosen(machine: Machine):
     machine.add_python("python3.14", "3.14.0", status=127)  # a shim, or without ensurepip
     machine.add_python("python3.12", "3.12.1")

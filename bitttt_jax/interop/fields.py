@@ -21,11 +21,9 @@ def read_json(path: Path) -> Fields:
       DataError: no such file, one that is too large, or no JSON object.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
+        if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        return Fields(path, strict_json.parse_object(data))
+        return Fields(path, strict_json.parse_object(path.read_bytes()))
     except OSError as error:
         raise DataError(f"{path} can't be read", error.strerror or str(error)) from None
     except ValueError as error:

@@ -14,7 +14,7 @@ import jax
 
 from bitttt_jax.config import ModelConfig
 from bitttt_jax.errors import DataError
-from bitttt_jax.interop import chat_templates, fields, tokenizers, ttt_lm, ttt_lm_config
+from bitttt_jax.interop import chat_templates, dense, fields, tokenizers, ttt_lm, ttt_lm_config
 from bitttt_jax.interop import huggingface_names as names
 from bitttt_jax.interop.arrays import Arrays, make_ternary, pack_codes, vector
 from bitttt_jax.interop.foreign import ForeignModel, WeightType
@@ -26,7 +26,8 @@ from bitttt_jax.ternary.packing import PackedTernary
 
 CONFIG_FILE = "config.json"
 _OTHERS: dict[str, Callable[[Path, WeightType], ForeignModel]] = {
-    ttt_lm_config.MODEL_TYPE: ttt_lm.load
+    ttt_lm_config.MODEL_TYPE: ttt_lm.load,
+    dense.MODEL_TYPE: dense.load,
 }
 # What old versions of transformers saved beside the weights.
 _IGNORED = ("*.rotary_emb.inv_freq",)

@@ -45,6 +45,9 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor that is there."""
         return self._files[name].entries[name].shape

@@ -80,3 +80,54 @@ def test_a_damaged_header_is_refused(file: Path, old: bytes, new: bytes):
 def test_a_missing_file(tmp_path: Path):
     with pytest.raises(DataError, match="can't be read"):
         safetensors.read(tmp_path / "nothing")
+
+
+def test_tensors_are_read_one_by_one(file: Path):
+    opened = safetensors.File(file)
+    assert opened.metadata == {"made by": "test"} and set(opened.entries) == set(TENSORS)
+    for name, expected in TENSORS.items():
+        found = opened.read(name)
+        assert found.dtype == expected.dtype == opened.entries[name].dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_file_that_became_shorter_is_an_error(file: Path):
+    opened = safetensors.File(file)
+    file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(DataError, match="became shorter"):
+        opened.read("odd" if opened.entries["odd"].stop > 200 else "codes")
+    file.unlink()
+    with pytest.raises(DataError, match="can't be read"):
+        opened.read("codes")
+
+
+def test_the_published_library_agrees(file: Path):
+    import safetensors.numpy
+
+    theirs = safetensors.numpy.load_file(file)
+    for name, expected in TENSORS.items():
+        np.testing.assert_array_equal(theirs[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("places", "size", "message"),
+    [
+        ([(0, 8), (4, 12)], 12, "'b' overlaps another"),
+        ([(0, 4), (8, 12)], 12, "'b' leaves a gap"),
+        ([(4, 8), (8, 12)], 12, "'a' leaves a gap"),
+        ([(0, 4), (4, 8)], 12, "its tensors have 8 bytes, and it holds 12"),
+        ([(0, 4), (4, 16)], 12, "its tensors have 16 bytes, and it holds 12"),
+        ([(0, 4), (0, 4)], 4, "'b' overlaps another"),
+    ],
+)
+def test_tensors_share_out_the_file(tmp_path: Path, places, size: int, message: str):
+    header = {
+        name: {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
+        for name, (start, stop) in zip("ab", places, strict=True)
+    }
+    text = json.dumps(header).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    for read in (safetensors.File, safetensors.read):
+        with pytest.raises(DataError, match=message):
+            read(path)

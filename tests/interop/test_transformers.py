@@ -8,6 +8,7 @@ agree to 3e-2 at every token, and to 1e-5 at those in front of the first such co
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,9 +18,13 @@ import jax
 import numpy as np
 import pytest
 
+from bitttt_jax.config import ModelConfig, RopeScalingConfig, TernaryConfig
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.interop import huggingface
+from bitttt_jax.interop.foreign import ForeignModel
+from bitttt_jax.interop.huggingface_export import export
 from bitttt_jax.models import transformer
+from tests.models import samples
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # it would compile C++ for each of a few small products
 
@@ -78,12 +83,15 @@ def their_logits(model: Any) -> np.ndarray:
 
 def our_logits(folder: Path) -> np.ndarray:
     model = huggingface.load(folder, "float32")
+    return run(model.config, model.params)
 
+
+def run(config: ModelConfig, params: Any) -> np.ndarray:
     def read(params: Any) -> jax.Array:
-        hidden = transformer.read(model.config, params, TOKENS[None])
-        return transformer.logits(model.config, params, hidden)[0]
+        hidden = transformer.read(config, params, TOKENS[None])
+        return transformer.logits(config, params, hidden)[0]
 
-    return np.asarray(jax.jit(read)(model.params))
+    return np.asarray(jax.jit(read)(params))
 
 
 def check(ours: np.ndarray, theirs: np.ndarray, is_ternary: bool = False) -> None:
@@ -206,3 +214,58 @@ def check_ternary(folder: Path, family: str, quantization: dict[str, Any]) -> No
     model = own.from_pretrained(folder, dtype=torch.float32).eval()
     assert "BitLinear" in str(model)
     check(our_logits(folder), their_logits(model), is_ternary=True)
+
+
+OURS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_embeddings": False, "head_dim": 24, "num_kv_heads": 2},
+    "llama3": {"rope_scaling": RopeScalingConfig("llama3", 8.0, 1.0, 4.0, 32), "rope_theta": 500.0},
+    "linear, relu2": {"rope_scaling": RopeScalingConfig("linear", 4.0), "mlp": "relu2_glu"},
+    "qwen2": {"qkv_bias": True},
+    "qwen2 with a window": {"qkv_bias": True, "window": 7},
+    "mistral": {"window": 7},
+    "bitnet": {"norm_placement": "subln", "mlp": "relu2_glu"},
+    "bitnet, silu": {"norm_placement": "subln"},
+    "ternary": {"ternary": TernaryConfig(), "num_kv_heads": 2},
+    "ternary bitnet": {
+        "ternary": TernaryConfig(),
+        "norm_placement": "subln",
+        "mlp": "relu2_glu",
+    },
+    "ternary qwen2": {"ternary": TernaryConfig(), "qkv_bias": True},
+    "ternary mlp": {"ternary": TernaryConfig(mixer=False)},
+    "ternary mixer": {"ternary": TernaryConfig(mlp=False)},
+    "norms inside": {
+        "ternary": TernaryConfig(inner_norm=True, outer_norm=True, inner_norm_eps=1e-2)
+    },
+}
+
+
+FORMS = [(name, "hf") for name in OURS]
+FORMS += [(name, "hf-packed") for name, settings in OURS.items() if "ternary" in settings]
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_what_we_export_transformers_computes(tmp_path: Path, name: str, form: Any):
+    import torch
+    import transformers
+
+    is_ternary = "ternary" in OURS[name]
+    settings = {"vocab_size": 257, "dim": 64, "num_heads": 4, "num_layers": 2, "mlp_dim": 88}
+    config = dataclasses.replace(samples.config(**(settings | OURS[name])), compute_dtype="float32")
+    params = jax.tree.map(np.float32, samples.params(config))
+    tokenizer = Tokenizer.bytes()
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    model = ForeignModel(config, params, tokenizer, "a test", 128, template)
+    export(tmp_path / "out", model, form, dtype="float32", shard_bytes=100_000)
+    # The class that config.json names, as a user would load it.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32
+    ).eval()
+    assert ("BitLinear" in str(theirs)) == is_ternary
+    check(run(config, params), their_logits(theirs), is_ternary)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "naïve\n text"
+    assert loaded.encode(text, add_special_tokens=False) == tokenizer.encode(text).tolist()
+    assert loaded.eos_token == "<|endoftext|>"
+    conversation = [{"role": "user", "content": "hi"}]
+    assert loaded.apply_chat_template(conversation, tokenize=False) == "user: hi\n"
