@@ -1,4 +1,4 @@
-"""Writes a GGUF file like Microsoft's BitNet b1.58 2B4T (ggml-model-i2_s.gguf), with random weights.
+"""Writes a GGUF file like that of BitNet b1.58 2B4T (ggml-model-i2_s.gguf), with random weights.
 
     python -m benchmarks.bitnet_file PATH
 

@@ -87,9 +87,7 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
         }
-        answer = _worker().ask(
-            {"template": self.text, "variables": variables, "seconds": _SECONDS}
-        )
+        answer = _worker().ask({"template": self.text, "variables": variables, "seconds": _SECONDS})
         if "text" in answer:
             return answer["text"]
         if "refused" in answer:

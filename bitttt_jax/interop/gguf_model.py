@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from bitttt_jax.config import ModelConfig, TernaryConfig
+from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
-from bitttt_jax.interop import gguf_config, gguf_tensors, tokenizers
-from bitttt_jax.interop.chat_templates import BITNET_2B4T
+from bitttt_jax.interop import chat_templates, gguf_config, gguf_tensors, tokenizers
 from bitttt_jax.interop.foreign import ForeignModel
 from bitttt_jax.interop.gguf import GGUFFile, TensorInfo, is_gguf
 from bitttt_jax.interop.gguf_tensors import TERNARY_TYPES, I2SLayout
@@ -57,7 +57,7 @@ def load(
     file = GGUFFile(path)
     config = gguf_config.model_config(file)
     context = gguf_config.context_length(file)
-    tokenizer = tokenizers.from_gguf(file.metadata)  # first: making it takes memory for a moment
+    tokenizer, chat_template = _texts(file)  # first: making them takes memory for a moment
     vectors, matrices = _plan(file, config, weights)
     flat = vectors | read_matrices(file, matrices, i2_s_layout)
     return ForeignModel(
@@ -66,7 +66,7 @@ def load(
         tokenizer,
         _description(file, matrices.values()),
         context,
-        _chat_template(file),
+        chat_template,
     )
 
 
@@ -241,9 +241,10 @@ def _description(file: GGUFFile, matrices: Iterable[Matrix]) -> str:
     return text
 
 
-def _chat_template(file: GGUFFile) -> str | None:
-    template = file.metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str):
-        return None
-    # Microsoft's file has one that its model wasn't trained with, and after which it never stops.
-    return BITNET_2B4T if "BITNETAssistant" in template else template
+def _texts(file: GGUFFile) -> tuple[Tokenizer, str | None]:
+    """The tokenizer, and the chat template where there is one."""
+    try:
+        tokenizer = tokenizers.from_gguf(file.metadata)
+        return tokenizer, chat_templates.from_gguf(file.metadata, tokenizer)
+    except DataError as error:
+        raise DataError(f"{file.path}: {error.what}", error.why, error.fix) from None
