@@ -143,3 +143,18 @@ def test_packed_models_are_measured(tmp_path: Path):
         )
     load = record["cases"]["load"]["summary"]["load"]
     assert load["peak_resident_bytes"]["median"] >= load["resident_bytes"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_loading_is_measured(tmp_path: Path):
+    path = tmp_path / "record.json"
+    args = ["--tiny", "--rounds=1", "--steps=2", f"--output={path}"]
+    done = run_script("benchmarks.load_2b4t", *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(tmp_path) not in path.read_text()
+    record = json.loads(path.read_text())
+    assert list(record["cases"]) == ["bfloat16", "int8"]
+    for case in record["cases"].values():
+        (run,) = case["runs"]
+        assert run["description"] == "GGUF, bitnet-b1.58, I2_S and F16"
+        assert case["summary"]["peak_resident_bytes"]["median"] > run["file_bytes"] > 2**20

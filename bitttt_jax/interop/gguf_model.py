@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from bitttt_jax.config import ModelConfig, TernaryConfig
+from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.interop import chat_templates, gguf_config, gguf_tensors, tokenizers
 from bitttt_jax.interop.foreign import ForeignModel, WeightType
@@ -55,7 +56,7 @@ def load(
     file = GGUFFile(path)
     config = gguf_config.model_config(file)
     context = gguf_config.context_length(file)
-    tokenizer = tokenizers.from_gguf(file.metadata)  # first: making it takes memory for a moment
+    tokenizer, chat_template = _texts(file)  # first: making them takes memory for a moment
     vectors, matrices = _plan(file, config, weights)
     flat = vectors | read_matrices(file, matrices, i2_s_layout)
     return ForeignModel(
@@ -64,7 +65,7 @@ def load(
         tokenizer,
         _description(file, matrices.values()),
         context,
-        chat_templates.from_gguf(file.metadata, tokenizer),
+        chat_template,
     )
 
 
@@ -237,3 +238,12 @@ def _description(file: GGUFFile, matrices: Iterable[Matrix]) -> str:
     if loose:
         text += f"; {len(loose)} ternary tensors with many scales, in {loose[0].form}"
     return text
+
+
+def _texts(file: GGUFFile) -> tuple[Tokenizer, str | None]:
+    """The tokenizer, and the chat template where there is one."""
+    try:
+        tokenizer = tokenizers.from_gguf(file.metadata)
+        return tokenizer, chat_templates.from_gguf(file.metadata, tokenizer)
+    except DataError as error:
+        raise DataError(f"{file.path}: {error.what}", error.why, error.fix) from None

@@ -15,13 +15,13 @@ from tokenizers import Regex, pre_tokenizers
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.interop.gguf_writer import Value
+from bitttt_jax.interop.pre_tokenizers import PATTERNS
 
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+PROBE = (
+    "I'VE don't  3 33 333 3333 été,, \n\n \t x=1;\r\n  if a[0]: ✓ 'Tis\u00a0a Cafe\u0301s"
+    " ÉTÉs $a<b>`c` 你好,世界 한국어 12345678 1\n2 ...\n/x_y!?ABCdef WE'LL a1b2 (\n) \n\n\n  z x. "
 )
-# Text that each of them cuts differently.
-_PROBE = "I'VE don't  3 33 333 3333 été,, \n\n \t x=1;\r\n  if a[0]: ✓ 'Tis\u00a0a"
+"""Text that each of the named pre-tokenizers cuts differently."""
 
 
 def metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Value]:
@@ -73,21 +73,19 @@ def _content(tokenizer: Tokenizer) -> Any:
 
 def _pre_tokenizer(backend: tokenizers.Tokenizer) -> str:
     """llama.cpp's name of what cuts the text as this one does."""
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    split = lambda digits: pre_tokenizers.Split(Regex(_WORDS % digits), "isolated")
-    known = {
-        "gpt-2": words,
-        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), words]),
-        "llama-bpe": pre_tokenizers.Sequence([split("{1,3}"), byte_level]),
-        "qwen2": pre_tokenizers.Sequence([split(""), byte_level]),
-    }
     if backend.pre_tokenizer is not None:
-        found = backend.pre_tokenizer.pre_tokenize_str(_PROBE)
-        for name, one in known.items():
-            if one.pre_tokenize_str(_PROBE) == found:
+        found = backend.pre_tokenizer.pre_tokenize_str(PROBE)
+        for name in PATTERNS:
+            if cut(name) == found:
                 return name
-    raise _refusal(f"its pre-tokenizer is none of {', '.join(known)}")
+    raise _refusal(f"its pre-tokenizer is none of {' '.join(PATTERNS)}")
+
+
+def cut(name: str) -> list[tuple[str, tuple[int, int]]]:
+    """The pieces into which a named pre-tokenizer cuts `PROBE`."""
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[name]]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*splits, byte_level]).pre_tokenize_str(PROBE)
 
 
 def _refusal(why: str) -> DataError:

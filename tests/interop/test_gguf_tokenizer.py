@@ -13,6 +13,7 @@ from gguf.constants import TokenType
 from bitttt_jax.data.tokenizers import END_OF_TEXT, Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.interop import gguf_tokenizer, tokenizers
+from bitttt_jax.interop.pre_tokenizers import PATTERNS
 
 TEXT = "The theme then, 1234 — naïve 🎉\n\n  x = [1, 2]\r\n" * 3
 QWEN2 = (
@@ -84,11 +85,16 @@ def test_pre_tokenizers_are_known_by_what_they_do(trained, tmp_path, name, pre_t
     assert gguf_tokenizer.metadata(one, 320)["tokenizer.ggml.pre"] == name
 
 
+def test_the_probe_tells_all_pre_tokenizers_apart():
+    cuts = [gguf_tokenizer.cut(name) for name in PATTERNS]
+    assert all(cuts.count(cut) == 1 for cut in cuts)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "its pre-tokenizer is none of gpt-2"),
-        ({"pre_tokenizer": None}, "its pre-tokenizer is none of gpt-2"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "its pre-tokenizer is none of default gpt-2"),
+        ({"pre_tokenizer": None}, "its pre-tokenizer is none of default gpt-2"),
         ({"normalizer": {"type": "Lowercase"}}, "isn't byte-level BPE"),
     ],
 )
