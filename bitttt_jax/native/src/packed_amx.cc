@@ -48,29 +48,33 @@ inline void store_field(const __m512i words[16], uint8_t* tile) {
   }
 }
 
-// 16 columns as tiles, step after step: line i has the codes 4 i to 4 i + 3 of all columns.
-void unpack_tiles(const Columns& c, int64_t first, int64_t steps, uint8_t* tiles) {
-  for (int64_t at = 0; at < steps * kStep / 4; at += kStep) {
-    __m512i words[16];
-    for (int64_t i = 0; i < 16; ++i) {
-      const int64_t n = first + i < c.last ? first + i : c.last - 1;
-      const uint8_t* codes = c.codes + n * c.row_bytes + at;
-      const __mmask64 inside = at + kStep <= c.row_bytes ? ~0ull : 0xffffffffull;
-      words[i] = _mm512_maskz_loadu_epi8(inside, codes);
-    }
-    transpose(words);
-    uint8_t* here = tiles + at / kStep * 4 * kTile;
-    store_field<0>(words, here);
-    store_field<1>(words, here + kTile);
-    store_field<2>(words, here + 2 * kTile);
-    store_field<3>(words, here + 3 * kTile);
+// 64 bytes of 16 columns as four tiles, field after field: line i has the codes 4 i to 4 i + 3 of
+// all columns. What lies behind the task's columns is next, and fetched meanwhile.
+inline void unpack_tiles(const Columns& c, int64_t first, int64_t at, uint8_t* tiles) {
+  __m512i words[16];
+  const __mmask64 inside = at + kStep <= c.row_bytes ? ~0ull : 0xffffffffull;
+  for (int64_t i = 0; i < 16; ++i) {
+    const int64_t n = first + i < c.last ? first + i : c.last - 1;
+    const uint8_t* codes = c.codes + n * c.row_bytes + at;
+    words[i] = _mm512_maskz_loadu_epi8(inside, codes);
+    __builtin_prefetch(codes + kManyColumns * c.row_bytes, 0, 2);
   }
+  transpose(words);
+  store_field<0>(words, tiles);
+  store_field<1>(words, tiles + kTile);
+  store_field<2>(words, tiles + 2 * kTile);
+  store_field<3>(words, tiles + 3 * kTile);
 }
 
+// Tiles 0 to 3 are sums and 4 and 5 activations, as many lines as rows; 6 and 7 are codes.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t line_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t lines[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  uint8_t lines[16] = {};
+
+  explicit TileConfig(uint8_t rows) {
+    for (int t = 0; t < 8; ++t) lines[t] = t < 6 ? rows : 16;
+  }
 };
 
 inline void write(float* y, __mmask16 inside, __m512 values) {
@@ -132,14 +136,38 @@ inline void dot_tiles(const int8_t* x0, const int8_t* x1, const uint8_t* w0, con
   }
 }
 
+// A tile of rows times two of columns: their codes are unpacked where they are used.
 template <typename T>
-void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_t* scratch) {
-  static const TileConfig config;
-  _tile_loadconfig(&config);
-  int32_t* sums = reinterpret_cast<int32_t*>(scratch);
-  uint8_t *w0 = scratch + 4 * kTile, *w1 = w0 + a.steps * kTile;
-  unpack_tiles(c, c.first, a.steps, w0);
-  unpack_tiles(c, c.first + 16, a.steps, w1);
+void multiply_tile(const Activations& a, const Columns& c, Output<T> out, int32_t* sums,
+                   uint8_t* w) {
+  _tile_zero(0);
+  _tile_zero(1);
+  const int8_t* x = a.row(0);
+  for (int64_t at = 0; at < a.steps * kStep / 4; at += kStep) {
+    unpack_tiles(c, c.first, at, w);
+    unpack_tiles(c, c.first + 16, at, w + 4 * kTile);
+    for (int64_t f = 0; f < 4; ++f, x += a.step_bytes()) {
+      _tile_loadd(4, x, 64);
+      _tile_loadd(6, w + f * kTile, 64);
+      _tile_loadd(7, w + (4 + f) * kTile, 64);
+      _tile_dpbsud(0, 4, 6);
+      _tile_dpbsud(1, 4, 7);
+    }
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  put_tile(sums, a, 0, c, c.first, out);
+  put_tile(sums + 256, a, 0, c, c.first + 16, out);
+}
+
+template <typename T>
+void multiply_tiles(const Activations& a, const Columns& c, Output<T> out, int32_t* sums,
+                    uint8_t* w0) {
+  uint8_t* w1 = w0 + a.steps * kTile;
+  for (int64_t at = 0; at < a.steps * kStep / 4; at += kStep) {
+    unpack_tiles(c, c.first, at, w0 + at / kStep * 4 * kTile);
+    unpack_tiles(c, c.first + 16, at, w1 + at / kStep * 4 * kTile);
+  }
   for (int64_t m = 0; m < a.rows; m += 32) {
     const bool two = m + 16 < a.rows;
     if (two) {
@@ -152,6 +180,18 @@ void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_
     if (!two) break;
     put_tile(sums + 512, a, m + 16, c, c.first, out);
     put_tile(sums + 768, a, m + 16, c, c.first + 16, out);
+  }
+}
+
+template <typename T>
+void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_t* scratch) {
+  const TileConfig config(static_cast<uint8_t>(a.tile_rows()));
+  _tile_loadconfig(&config);
+  int32_t* sums = reinterpret_cast<int32_t*>(scratch);
+  if (a.rows <= kTileRows) {
+    multiply_tile(a, c, out, sums, scratch + 4 * kTile);
+  } else {
+    multiply_tiles(a, c, out, sums, scratch + 4 * kTile);
   }
   _tile_release();
 }

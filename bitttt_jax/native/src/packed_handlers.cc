@@ -15,7 +15,7 @@ namespace {
 ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(what); }
 
 // From here on unpacking pays.
-constexpr int64_t kManyRows = kTileRows;
+static const int64_t kManyRows = getenv("MANY") ? atoi(getenv("MANY")) : kTileRows;
 // Codes of a task for few rows: small beside what a thread reads, and large beside a line of
 // memory.
 constexpr int64_t kFewBytes = 32 * 1024;
