@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,15 +34,18 @@ _MAX_TOKENS = 2**31 - steps.CACHE_STEP  # positions and cache slots are 32-bit
 
 @dataclasses.dataclass
 class _Reading:
-    """Prompts that are being read together; a row that is done waits in its place."""
+    """Prompts that are being read together."""
 
-    handles: list[Handle]
+    handles: list[Handle | None]
+    """What each row reads; None once it is done."""
     state: ModelState
     done: list[int]
-    """Tokens that each has read; all but the prompt's last one are read here."""
+    """Tokens that each has read."""
 
     def left(self, row: int) -> int:
-        return len(self.handles[row].prompt_T) - 1 - self.done[row]
+        """Tokens that a row has yet to read here: the prompt's last one is read by writing."""
+        handle = self.handles[row]
+        return 0 if handle is None else len(handle.prompt_T) - 1 - self.done[row]
 
 
 @dataclasses.dataclass
@@ -58,8 +63,9 @@ class _Batch:
     rows: Rows
 
     @property
-    def running(self) -> list[int]:
-        return [row for row, handle in enumerate(self.handles) if handle]
+    def running(self) -> list[tuple[int, Handle]]:
+        """Rows that work, and on what."""
+        return [(row, handle) for row, handle in enumerate(self.handles) if handle]
 
 
 class Engine:
@@ -108,8 +114,10 @@ class Engine:
         self._waiting: collections.deque[Handle] = collections.deque()
         self._reading: _Reading | None = None
         self._batch: _Batch | None = None
-        self._saved = SavedStates(self._config, reuse_bytes)
-        self._count = 1
+        self._saved, self._reuses = SavedStates(self._config, reuse_bytes), reuse_bytes > 0
+        self._learns = any(mixer != "attention" for mixer in self._config.mixers)
+        self._lock = threading.Lock()
+        self._count = 1  # tokens of the next call
 
     def submit(self, request: Request) -> Handle:
         """Takes a request, which begins as soon as a row is free.
@@ -122,7 +130,8 @@ class Engine:
         self._check(prompt_T)
         prompt_T, max_tokens = self._fit(prompt_T, request.max_tokens)
         handle = Handle(request, prompt_T, max_tokens, self._model.tokenizer, self.step)
-        self._waiting.append(handle)
+        with self._lock:
+            self._waiting.append(handle)
         return handle
 
     def step(self) -> bool:
@@ -136,12 +145,12 @@ class Engine:
         try:
             self._drop_cancelled()
             self._admit()
-            if self._reading:
-                self._read()
-            if self._batch:
-                self._write()
-        except BaseException:  # Ctrl-C: the arrays may be gone
-            self._abandon(ConfigError("the request was interrupted"))
+            self._read()
+            self._write()
+        except BaseException:  # Ctrl-C, as a rule: the arrays of a call that was running are gone
+            for handle in self._at_work():
+                handle.finish("cancelled")
+            self._reading = self._batch = None
             raise
         return bool(self._waiting or self._reading or self._batch)
 
@@ -171,9 +180,8 @@ class Engine:
         found = self._saved.find(np.append(token_T, -1))
         if not found:
             raise ConfigError("there is nothing to save: no request has read these tokens")
-        state = self._rewound(*found)
-        memory.save(path, self._model, self._config, SavedState(token_T[: found[1]], state))
-        return found[1]
+        memory.save(path, self._model, self._config, found)
+        return len(found.token_T)
 
     def load(self, path: Path) -> np.ndarray:
         """Takes up a saved memory: prompts that begin with its tokens go on from there.
@@ -222,62 +230,52 @@ class Engine:
             prompt_T = np.concatenate([prompt_T[:1], latest_T])
         return prompt_T, min(max_tokens, limit - len(prompt_T))
 
+    def _at_work(self) -> list[Handle]:
+        """All requests that are being read or written."""
+        reading = self._reading.handles if self._reading else []
+        writing = self._batch.handles if self._batch else []
+        return [handle for handle in (*reading, *writing) if handle]
+
     def _drop_cancelled(self) -> None:
-        for handle in [handle for handle in self._waiting if handle.is_cancelled]:
-            self._waiting.remove(handle)
-            handle.finish("cancelled")
-        if self._batch:
-            for row in self._batch.running:
-                handle = self._batch.handles[row]
-                if handle and handle.is_cancelled:
-                    handle.finish("cancelled")
-                    self._leave(row)
-            self._shrink()
+        with self._lock:
+            waiting = [handle for handle in self._waiting if handle.is_cancelled]
+            for handle in waiting:
+                self._waiting.remove(handle)
+        for handle in (*waiting, *self._at_work()):
+            if handle.is_cancelled:
+                handle.finish("cancelled")
+        if self._reading:
+            handles = self._reading.handles
+            handles[:] = [None if handle and handle.is_done else handle for handle in handles]
+        self._leave_those_done()
 
     def _admit(self) -> None:
         """Begins to read the prompts for which there are free rows."""
         free = self._slots - (len(self._batch.running) if self._batch else 0)
         if self._reading or not self._waiting or not free:
             return
-        handles = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        with self._lock:
+            handles = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
         try:
             self._reading = self._begin(handles)
-        except Exception as error:  # too little memory for them: others go on
+        except Exception as error:  # such as too little memory: those that run go on
             for handle in handles:
                 handle.fail(error)
 
     def _begin(self, handles: list[Handle]) -> _Reading:
-        now = time.perf_counter()
         slots = self._bucket(max(len(h.prompt_T) + h.max_tokens for h in handles))
         if self._batch:
             slots = max(slots, row_state.num_slots(self._batch.state))
         rows = _power_of_two(len(handles))
         state = steps.start(self._config, self._model.params, rows, slots, self._cache)
-        reading = _Reading(handles, state, [0] * len(handles))
+        reading = _Reading([*handles], state, [0] * len(handles))
         for row, handle in enumerate(handles):
-            handle.times.started = now
+            handle.times.started = time.perf_counter()
             if found := self._find(handle.prompt_T):
-                saved, length = found
-                own = row_state.with_slots(self._rewound(saved, length), slots)
+                own = row_state.with_slots(found.state, slots)
                 reading.state = row_state.put_row(reading.state, row, own, 0)
-                reading.done[row] = handle.reused_tokens = length
+                reading.done[row] = handle.reused_tokens = len(found.token_T)
         return reading
-
-    def _find(self, prompt_T: np.ndarray) -> tuple[SavedState, int] | None:
-        """The kept state or running row that spares a prompt most tokens."""
-        best = self._saved.find(prompt_T)
-        if self._batch:
-            for row in self._batch.running:
-                saved = SavedState(self._read_tokens(row), self._batch.state)
-                length = saved.usable_tokens(self._config, prompt_T)
-                if length > (best[1] if best else 0):
-                    best = dataclasses.replace(saved, state=row_state.take_row(saved.state, row)), length
-        # A call reads some tokens as fast as it copies a state.
-        return best if best and best[1] >= steps.LEAST_TOKENS else None
-
-    def _rewound(self, saved: SavedState, length: int) -> ModelState:
-        own = row_state.take_row(saved.state, 0)
-        return own if length == len(saved.token_T) else row_state.rewind(own, length)
 
     def _bucket(self, length: int) -> int:
         """Cache slots for sequences of some tokens: few sizes are compiled."""
@@ -286,39 +284,241 @@ class Engine:
         most = steps.cache_slots(self._config, self._limit or _MAX_TOKENS)
         return min(_power_of_two(steps.cache_slots(self._config, length)), most)
 
-    # --- reading -----------------------------------------------------------------------------
+    # --- states that prompts can start from ----------------------------------------------------
+
+    def _find(self, prompt_T: np.ndarray) -> SavedState | None:
+        """What spares a prompt most tokens: a kept state or a running row, after them."""
+        best = self._saved.find(prompt_T)
+        batch = self._batch
+        for row, handle in batch.running if batch and self._reuses else []:
+            assert batch
+            running = SavedState(handle.read_T, batch.state)
+            length = running.usable_tokens(self._config, prompt_T)
+            if length > (len(best.token_T) if best else 0):
+                own = row_state.take_row(running.state, row)
+                best = SavedState(running.token_T, own).first(length)
+        # A call reads some tokens as fast as it copies a state.
+        return best if best and len(best.token_T) >= steps.LEAST_TOKENS else None
+
+    def _keep(self, token_T: np.ndarray, state: ModelState, row: int) -> None:
+        """Keeps the state of a row, if that is wanted."""
+        if not self._reuses or len(token_T) < steps.LEAST_TOKENS:
+            return
+        if state.position_B.shape[0] > 1 or self._reading:
+            state = row_state.take_row(state, row)
+        slots = min(self._bucket(len(token_T)), row_state.num_slots(state))
+        self._saved.add(SavedState(token_T, row_state.with_slots(state, slots)))
+
+    # --- reading -------------------------------------------------------------------------------
 
     def _read(self) -> None:
         """Reads the next part of the prompts; those that are done begin to write."""
         reading = self._reading
-        assert reading
-        rows = reading.state.position_B.shape[0]
-        most = max(steps.PREFILL_TOKENS // rows, steps.LEAST_TOKENS)
-        lengths = [
-            0 if handle.is_done else min(reading.left(row), most)
-            for row, handle in enumerate(reading.handles)
-        ]
+        if not reading:
+            return
         try:
-            if any(lengths):
-                length_B = np.zeros(rows, np.int32)
-                length_B[: len(lengths)] = lengths
-                token_BT = np.zeros((rows, steps.padded_length(max(lengths))), np.int32)
-                for row, length in enumerate(lengths):
-                    first = reading.done[row]
-                    token_BT[row, :length] = reading.handles[row].prompt_T[first : first + length]
-                    reading.done[row] += length
-                reading.state = steps.read_tokens(
-                    self._config, self._model.params, reading.state, token_BT, length_B
-                )
+            self._read_some(reading)
             self._join_those_done(reading)
         except Exception as error:
             for handle in reading.handles:
-                if not handle.is_done and handle not in (self._batch.handles if self._batch else ()):
+                if handle:
                     handle.fail(error)
             self._reading = None
+        if not any(reading.handles):
+            self._reading = None
+
+    def _read_some(self, reading: _Reading) -> None:
+        rows = reading.state.position_B.shape[0]
+        most = max(steps.PREFILL_TOKENS // rows, steps.LEAST_TOKENS)
+        length_B = np.zeros(rows, np.int32)
+        for row in range(len(reading.handles)):
+            length_B[row] = min(reading.left(row), most)
+        if not length_B.any():
+            return
+        token_BT = np.zeros((rows, steps.padded_length(int(length_B.max()))), np.int32)
+        for row, handle in enumerate(reading.handles):
+            if handle:
+                part = slice(reading.done[row], reading.done[row] + length_B[row])
+                token_BT[row, : length_B[row]] = handle.prompt_T[part]
+                reading.done[row] += int(length_B[row])
+        reading.state = steps.read_tokens(
+            self._config, self._model.params, reading.state, token_BT, length_B
+        )
 
     def _join_those_done(self, reading: _Reading) -> None:
-        for handle in reading.handles:
-            if handle.is_cancelled and not handle.is_done:
-                handle.finish("cancelled")
-        raise NotImplementedError
+        """Lets the rows write whose prompts have been read."""
+        ready = [row for row, handle in enumerate(reading.handles) if handle]
+        ready = [row for row in ready if not reading.left(row)]
+        if self._learns:
+            for row in ready:
+                handle = reading.handles[row]
+                assert handle
+                self._keep(handle.read_T, reading.state, row)
+        if not self._batch and len(ready) == sum(handle is not None for handle in reading.handles):
+            self._make_batch(reading.state, reading.handles)
+            reading.handles = []
+            return
+        for row in ready:
+            handle, reading.handles[row] = reading.handles[row], None
+            assert handle
+            self._join(handle, reading.state, row)
+
+    def _make_batch(self, state: ModelState, handles: Sequence[Handle | None]) -> None:
+        """Makes the rows of a state the batch, with what they work on; more rows are free."""
+        rows = state.position_B.shape[0]
+        self._batch = _Batch(
+            [None] * rows,
+            state,
+            jnp.zeros((rows, self._config.vocab_size), bool),
+            np.zeros(rows, np.int32),
+            np.zeros(rows, np.int32),
+            _rows_of([None] * rows),
+        )
+        for row, handle in enumerate(handles):
+            if handle:
+                self._enter(row, handle)
+
+    def _join(self, handle: Handle, state: ModelState, row: int) -> None:
+        """Gives a request a free row of the batch, which grows where there is none."""
+        slots = row_state.num_slots(state)
+        if not self._batch:
+            fresh = steps.start(self._config, self._model.params, 1, slots, self._cache)
+            self._make_batch(fresh, [])
+        batch = self._batch
+        assert batch
+        if row_state.num_slots(batch.state) < slots:
+            batch.state = row_state.with_slots(batch.state, slots)
+        if None not in batch.handles:
+            self._resize(min(2 * len(batch.handles), self._slots))
+        free = batch.handles.index(None)
+        batch.state = row_state.put_row(batch.state, free, state, row)
+        self._enter(free, handle)
+
+    def _enter(self, row: int, handle: Handle) -> None:
+        """Sets what a row of the batch works on, its state being there."""
+        batch = self._batch
+        assert batch
+        batch.handles[row] = handle
+        batch.token_B[row] = handle.prompt_T[-1]
+        batch.left_B[row] = handle.max_tokens
+        if handle.request.sampling.repetition_penalty != 1:
+            seen_V = np.zeros(batch.seen_BV.shape[1], bool)
+            seen_V[handle.prompt_T] = True
+            batch.seen_BV = _with_row(batch.seen_BV, row, seen_V)
+        batch.rows = _rows_of(batch.handles)
+
+    def _resize(self, size: int) -> None:
+        """Makes the batch one of `size` rows, those that work first."""
+        batch = self._batch
+        assert batch
+        order = [row for row, _ in batch.running]
+        index_B = np.array((order + [0] * size)[:size], np.int32)
+        handles = [batch.handles[row] for row in order]
+        batch.handles = [*handles, *[None] * (size - len(handles))]
+        batch.state = row_state.take_rows(batch.state, index_B)
+        batch.seen_BV = batch.seen_BV[index_B]
+        batch.token_B = batch.token_B[index_B]
+        batch.left_B = np.where(np.arange(size) < len(order), batch.left_B[index_B], 0)
+        batch.rows = _rows_of(batch.handles)
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        """Lets all rows write some tokens."""
+        batch = self._batch
+        if not batch:
+            return
+        running, started = batch.running, time.perf_counter()
+        try:
+            written, batch.state, batch.seen_BV = steps.write_tokens(
+                self._config,
+                self._model.tokenizer.vocab_size,
+                any(handle.request.logprobs is not None for _, handle in running),
+                self._model.params,
+                batch.state,
+                batch.seen_BV,
+                batch.rows,
+                batch.token_B,
+                batch.left_B,
+                min(self._count, int(batch.left_B.max())),
+                1 if self._waiting else len(running),
+            )
+            written = jax.tree.map(np.asarray, written)
+        except Exception as error:
+            for _, handle in running:
+                handle.fail(error)
+            self._batch = None
+            return
+        seconds = time.perf_counter() - started
+        self._count = steps.tokens_per_call(seconds / int(written.count_B.max()))
+        for row, handle in running:
+            count = int(written.count_B[row])
+            tokens = written.token_NB[:count, row].tolist()
+            batch.token_B[row] = tokens[-1]
+            batch.left_B[row] -= count
+            handle.take(tokens, _logprobs(written, row, count, handle.request.logprobs))
+        self._leave_those_done()
+
+    def _leave_those_done(self) -> None:
+        """Frees the rows whose requests have ended, and makes the batch small if few remain."""
+        batch = self._batch
+        if not batch:
+            return
+        done = [(row, handle) for row, handle in batch.running if handle.is_done]
+        for row, handle in done:
+            batch.handles[row], batch.left_B[row] = None, 0
+            if not (self._learns and handle.has_read_beyond_its_end):
+                self._keep(handle.read_T, batch.state, row)
+        running = len(batch.running)
+        if not running:
+            self._batch = None
+        elif done and not self._waiting and not self._reading and 4 * running <= len(batch.handles):
+            self._resize(_power_of_two(running))
+
+
+def _bounded(
+    model: Model, context: int | None, overflow: Overflow
+) -> tuple[ModelConfig, int | None]:
+    """The model as it is run, and the most tokens of a sequence; None for any number."""
+    config, limit = model.config, context or model.context
+    attends = "attention" in config.mixers
+    if limit is None or not attends or 0 < config.window <= limit:
+        return config, None
+    if overflow == "slide":
+        return dataclasses.replace(config, window=limit), None
+    return config, limit
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest one that isn't below a number."""
+    return 1 << (number - 1).bit_length()
+
+
+def _rows_of(handles: Sequence[Handle | None]) -> Rows:
+    requests = [handle.request if handle else None for handle in handles]
+    width = _power_of_two(max(len(request.stop_ids) if request else 1 for request in requests) or 1)
+    stop_BS = np.full((len(handles), width), -1, np.int32)
+    for row, request in enumerate(requests):
+        if request:
+            stop_BS[row, : len(request.stop_ids)] = request.stop_ids
+    greedy = SamplingConfig(temperature=0)
+    sampling = RowSampling.of([request.sampling if request else greedy for request in requests])
+    seed_B = np.array([request.seed if request else 0 for request in requests], np.uint32)
+    return jax.device_put(Rows(sampling, seed_B, stop_BS))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_row(all_BV: jax.Array, row: int, new_V: np.ndarray) -> jax.Array:
+    return all_BV.at[row].set(new_V)
+
+
+def _logprobs(written: Written, row: int, count: int, most: int | None) -> list[TokenLogprobs]:
+    """Log-probabilities of the tokens that a row has written."""
+    if most is None or written.logprob_NB is None or written.top_NBL is None:
+        return []
+    values, ids = (all_NBL[:count, row, :most].tolist() for all_NBL in written.top_NBL)
+    chosen = written.logprob_NB[:count, row].tolist()
+    return [
+        TokenLogprobs(logprob, tuple(zip(some_ids, some, strict=True)))
+        for logprob, some_ids, some in zip(chosen, ids, values, strict=True)
+    ]

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from bitttt_jax.config import ModelConfig
-from bitttt_jax.inference.row_state import can_rewind, num_slots, state_bytes
+from bitttt_jax.inference.row_state import can_rewind, num_slots, rewind, state_bytes
 from bitttt_jax.models.transformer import ModelState
 
 
@@ -28,6 +28,12 @@ class SavedState:
         length = common_prefix(self.token_T, prompt_T[:-1])
         fits = can_rewind(config, num_slots(self.state), len(self.token_T), length)
         return length if fits else 0
+
+    def first(self, length: int) -> SavedState:
+        """The state after the first `length` tokens, which must be usable."""
+        if length == len(self.token_T):
+            return self
+        return SavedState(self.token_T[:length], rewind(self.state, length))
 
 
 def common_prefix(one_T: np.ndarray, other_T: np.ndarray) -> int:
@@ -59,15 +65,14 @@ class SavedStates:
         while len(self._all) > 1 and self.num_bytes > self._max_bytes:
             del self._all[0]
 
-    def find(self, prompt_T: np.ndarray) -> tuple[SavedState, int] | None:
-        """The state that spares a prompt most tokens, and how many; None if none does."""
+    def find(self, prompt_T: np.ndarray) -> SavedState | None:
+        """The state that spares a prompt most tokens, after them; None if none does."""
         lengths = [saved.usable_tokens(self._config, prompt_T) for saved in self._all]
         if not any(lengths):
             return None
         best = int(np.argmax(lengths))
-        saved = self._all.pop(best)
-        self._all.append(saved)
-        return saved, lengths[best]
+        self._all.append(self._all.pop(best))
+        return self._all[-1].first(lengths[best])
 
     @property
     def num_bytes(self) -> int:

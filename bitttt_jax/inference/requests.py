@@ -141,6 +141,16 @@ class Handle:
         """Whether nothing more will come."""
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def read_T(self) -> np.ndarray:
+        """What a row has read that works on this: all tokens but the latest."""
+        return np.concatenate([self.prompt_T, np.array(self.chosen, np.int32)])[:-1]
+
+    @property
+    def has_read_beyond_its_end(self) -> bool:
+        """Whether the model has read tokens after the text's end, which a stop string made."""
+        return len(self.chosen) > len(self.tokens) + 1
+
     def cancel(self) -> None:
         """Ends the reply at the engine's next step; may be called from any thread."""
         self.is_cancelled = True
@@ -184,7 +194,8 @@ class Handle:
         """Takes the next tokens that the model chose, and ends the reply where it ends."""
         self.times.first = self.times.first or time.perf_counter()
         self.chosen += tokens
-        text, before, reason = "", len(self.tokens), None
+        text, before = "", len(self.tokens)
+        reason: FinishReason | None = None
         for token in tokens:
             if token in self.request.stop_ids:
                 reason = "stop"

@@ -53,7 +53,6 @@ def take_rows(state: ModelState, row_B: jax.Array) -> ModelState:
     return _with_blocks(lambda axis, leaf: jnp.take(leaf, row_B, axis=axis), state)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def rewind(state: ModelState, length: int) -> ModelState:
     """The state of one row of attention blocks after its first `length` tokens only.
 
@@ -78,7 +77,9 @@ def can_rewind(config: ModelConfig, slots: int, position: int, length: int) -> b
         return False
     # Slots that were written again hold keys that count as older by all slots, which the window
     # must leave out.
-    return position <= slots or (config.window > 0 and position - 1 <= length - config.window + slots)
+    return position <= slots or (
+        config.window > 0 and position - 1 <= length - config.window + slots
+    )
 
 
 def num_slots(state: ModelState) -> int:
@@ -88,9 +89,13 @@ def num_slots(state: ModelState) -> int:
     return sizes.pop() if sizes else 0
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def with_slots(state: ModelState, slots: int) -> ModelState:
     """A state whose attention caches have so many slots: the latest tokens that fit are kept."""
+    return state if num_slots(state) in (0, slots) else _with_slots(state, slots)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _with_slots(state: ModelState, slots: int) -> ModelState:
     axis = _batch_axis(state)
 
     def resize(cache: Any) -> Any:

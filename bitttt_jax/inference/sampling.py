@@ -144,7 +144,7 @@ def sample(
     rows: RowSampling,
     logits_BV: jax.Array,
     seen_BV: jax.Array,
-    seed_B: jax.Array,
+    seed_B: jax.Array | np.ndarray,
     position_B: jax.Array,
 ) -> jax.Array:
     """Draws a token `[B]` for each row; the likeliest one at temperature 0.
@@ -167,6 +167,4 @@ def sample(
         drawn_B = jax.vmap(jax.random.categorical)(key_B, filtered_logits(rows, logits_BV))
         return jnp.where(rows.temperature > 0, drawn_B.astype(jnp.int32), likeliest_B)
 
-    return jax.lax.cond(
-        jnp.any(rows.temperature > 0), draw, lambda logits: likeliest_B, logits_BV
-    )
+    return jax.lax.cond(jnp.any(rows.temperature > 0), draw, lambda logits: likeliest_B, logits_BV)

@@ -165,7 +165,8 @@ def _add(written: Written, step, token_B, runs_B, logits_BV) -> Written:
     chosen_B1 = jnp.take_along_axis(logprob_BV, token_B[:, None], axis=1)
     top = jax.lax.top_k(logprob_BV, min(TOP_LOGPROBS, logprob_BV.shape[1]))
     width = top[0].shape[1]
-    top_NBL = tuple(
+    values_NBL, ids_NBL = (
         all_.at[step, :, :width].set(new) for all_, new in zip(written.top_NBL, top, strict=True)
     )
-    return Written(token_NB, count_B, written.logprob_NB.at[step].set(chosen_B1[:, 0]), top_NBL)
+    logprob_NB = written.logprob_NB.at[step].set(chosen_B1[:, 0])
+    return Written(token_NB, count_B, logprob_NB, (values_NBL, ids_NBL))

@@ -18,7 +18,6 @@ from bitttt_jax.ops.precision import widen
 from bitttt_jax.ops.quantize import int8_codes
 from bitttt_jax.ops.rope import rope
 
-
 CacheType = Literal["bfloat16", "int8"]
 """What keys and values are stored as; int8 with a float32 scale for each token and head."""
 
