@@ -64,7 +64,7 @@ def load_run(path: str | Path, step: int | None = None) -> Model:
       DataError: no such folder, or it holds no run.
       CheckpointError: no complete checkpoint, or not that one.
     """
-    run = _open_run(Path(path))
+    run = open_run(Path(path))
     step = max(run.checkpoint_steps()) if step is None else step
     tokenizer = Tokenizer.load(run.path / TOKENIZER_FILE)
     config = with_vocabulary(load_config(str(run.config_path)), tokenizer.vocab_size)
@@ -74,7 +74,13 @@ def load_run(path: str | Path, step: int | None = None) -> Model:
     return _of_run(config, params, tokenizer, step)
 
 
-def _open_run(path: Path) -> RunDirectory:
+def open_run(path: Path) -> RunDirectory:
+    """A run directory with at least one complete checkpoint.
+
+    Raises:
+      DataError: no such folder, or it holds no run.
+      CheckpointError: no complete checkpoint.
+    """
     run = RunDirectory(path)
     if not run.config_path.is_file():
         what = "isn't a run directory: it has no config.json" if path.exists() else "isn't there"
