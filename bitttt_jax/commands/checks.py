@@ -204,9 +204,15 @@ def _disk() -> Iterator[Finding]:
 def _caches() -> Iterator[Finding]:
     from bitttt_jax.distributed.processes import use_compile_cache
 
-    yield _cache(
-        "compile cache", use_compile_cache(), "compiled programs aren't kept: each start compiles"
-    )
+    folder = use_compile_cache()
+    if folder is None:
+        text = "compiled programs aren't kept: each start compiles"
+        fix = "a home folder that can be written, or $XDG_CACHE_HOME"
+        yield Finding("compile cache", "note", text, fix)
+    else:
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        text = f"{format_bytes(size)} in {folder}"
+        yield Finding("compile cache", "ok", text, "", {"path": str(folder), "bytes": size})
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     models = len(list(hub.glob("models--*"))) if hub.is_dir() else 0
@@ -214,13 +220,4 @@ def _caches() -> Iterator[Finding]:
     text = f"{models} models in {hub}" + (", offline (HF_HUB_OFFLINE)" if offline else "")
     yield Finding(
         "Hub cache", "ok", text, figures={"path": str(hub), "models": models, "offline": offline}
-    )
-
-
-def _cache(name: str, folder: Path | None, without: str) -> Finding:
-    if folder is None:
-        return Finding(name, "note", without, "a home folder that can be written, or $XDG_CACHE_HOME")
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Finding(
-        name, "ok", f"{format_bytes(size)} in {folder}", figures={"path": str(folder), "bytes": size}
     )

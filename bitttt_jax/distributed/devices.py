@@ -35,7 +35,7 @@ def use_device(name: str) -> None:
     try:
         devices = jax.devices()
     except Exception as error:  # RuntimeError, and AssertionError from a plugin that isn't there
-        reason = str(error).partition(" (set JAX_PLATFORMS")[0]
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         jax.config.update("jax_platforms", before or "")
         raise ConfigError(
             f"--device={name}: there is no such device here",

@@ -56,8 +56,9 @@ def host_memory(cgroup: Path = _CGROUP, stalls: Path = _STALLS) -> MemoryUse:
     try:
         limit = int((cgroup / "memory.max").read_text())  # "max" where there is none
         used = int((cgroup / "memory.current").read_text())
-        reclaimable = re.search(r"^inactive_file (\d+)$", (cgroup / "memory.stat").read_text(), re.M)
-        uses.append(MemoryUse(used - int(reclaimable[1] if reclaimable else 0), limit, stalled))
+        stat = (cgroup / "memory.stat").read_text()
+        files = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)  # could be dropped
+        uses.append(MemoryUse(used - int(files[1] if files else 0), limit, stalled))
     except (OSError, ValueError):
         pass
     return max(uses, key=lambda use: use.used / use.total)
@@ -70,7 +71,7 @@ def process_memory() -> int:
 
 def _stalled(path: Path) -> float:
     try:
-        found = re.search(r"^some avg10=([\d.]+)", path.read_text(), re.M)
+        found = re.search(r"^some avg10=([\d.]+)", path.read_text(), re.MULTILINE)
     except OSError:
         return 0.0
     return float(found[1]) / 100 if found else 0.0
