@@ -96,7 +96,8 @@ class ResultFile:
         os.close(self._fd)
 
     def _write(self, line: str) -> None:
-        data = line.encode()
+        # Half a surrogate pair, from a JSON id, becomes its escape.
+        data = line.encode("utf-8", "backslashreplace")
         try:
             # One call: whoever reads or kills meanwhile finds whole lines.
             while data:
@@ -119,7 +120,7 @@ def _line(result: Result, kind: Format) -> str:
         values["logprobs"] = result.logprobs
     if not result.error:
         del values["error"]
-    return json.dumps(to_row(values), allow_nan=False) + "\n"
+    return json.dumps(to_row(values), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _csv_line(cells: Sequence[Any]) -> str:

@@ -157,7 +157,7 @@ def describe_packed(path: Path) -> Description:
 
 def _whole_leaves(expected: Any) -> dict[str, tuple[str, tuple[int, ...], bool]]:
     """Type, shape and whether it is ternary of what is stored as several tensors, by name."""
-    found = {}
+    found: dict[str, tuple[str, tuple[int, ...], bool]] = {}
     is_whole = lambda leaf: isinstance(leaf, PackedTernary) or tables.is_quantized(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(expected, is_leaf=is_whole):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -180,7 +180,8 @@ def describe_huggingface(path: Path) -> Description:
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     is_bitnet = method == "bitnet" or config["model_type"] == "bitnet"
-    tensors, metadata = [], {}
+    tensors: list[TensorInfo] = []
+    metadata: dict[str, Any] = {}
     for file in _weight_files(path):
         found, notes = safetensors_header(file)
         metadata |= notes

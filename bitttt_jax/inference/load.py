@@ -15,23 +15,38 @@ from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import CheckpointError, ConfigError, DataError
 from bitttt_jax.inference import packed_model
 from bitttt_jax.inference.model import Model
+from bitttt_jax.interop.foreign import WeightType
 from bitttt_jax.models import transformer
 from bitttt_jax.runs.checkpoints import Checkpoints
 from bitttt_jax.runs.directory import RunDirectory
 
 
-def load(path: str | Path, *, step: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    weights: WeightType = "bfloat16",
+    revision: str | None = None,
+) -> Model:
     """Loads a model, of whichever kind a folder holds.
 
     Args:
       path: a run directory (`load_run`), or a folder of a packed model (`packed_model.load`).
       step: training step of a run's checkpoint; the newest one by default.
+      weights: how weights that aren't ternary are kept, of a model that another program made.
+      revision: branch, tag or commit of a model on the Hub.
 
     Raises:
       DataError: no such folder, it holds no model, or it is damaged.
       CheckpointError: no complete checkpoint, or not that one.
-      ConfigError: a step of a packed model, which has only one.
+      ConfigError: a step of a packed model, which has only one; types or a revision for a model
+        that has its own.
     """
+    if weights != "bfloat16" or revision:
+        raise ConfigError(
+            f"{path} was made here: it has neither other types for its weights nor revisions",
+            fix="bitttt convert --table=int8 for smaller tables, and --step for an earlier step",
+        )
     if not packed_model.is_packed_model(Path(path)):
         return load_run(path, step)
     config, params, tokenizer, manifest = packed_model.load(Path(path))
