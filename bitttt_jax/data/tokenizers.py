@@ -2,11 +2,14 @@
 
 All three are one class around the `tokenizers` library, so that training, prompts and streamed
 output go through the same code. Text is never searched for special tokens: a document that
-mentions `<|endoftext|>` is encoded as those characters and can't end itself.
+mentions `<|endoftext|>` is encoded as those characters and can't end itself. Only what a chat
+template wrote is, and what it took from the messages is guarded against that.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bitttt_jax.data import atomic
 from bitttt_jax.errors import DataError
@@ -35,6 +38,17 @@ _EOS_NAMES = (
     "<|eot_id|>",
 )
 _BOS_NAMES = ("<|begin_of_text|>", "<|begin▁of▁sentence|>", "<s>", "<bos>")
+# What ends a reply in one of the chat formats, whichever of them a model was taught.
+_STOP_NAMES = (*_EOS_NAMES, "<|eom_id|>", "<|end|>", "<end_of_turn>", "<EOT>")
+
+GUARD = "\ufdd0"
+"""A character that no text has (Unicode reserves it): it keeps its neighbours from being read as a
+special token, and is dropped before they are encoded."""
+
+_MOST_TOKENS = 1 << 24
+
+# Before a stream; as many as one character can have.
+_CONTEXT_TOKENS = 4
 
 # The library holds about 100 bytes a token while it encodes, so long documents go in pieces.
 _PIECE_CHARS = 1 << 17
@@ -49,34 +63,61 @@ Item = TypeVar("Item")
 class Tokenizer:
     """Text to token ids and back.
 
+    Ids that are given go into the tokenizer.json, to the place that the format has for named
+    special tokens (its post-processor), and are found there when it is read again.
+
     Args:
       text: the contents of a tokenizer.json.
+      bos_id: the token before a document, where the names in the vocabulary don't tell.
+      eos_id: the token after a document, likewise.
+      stop_ids: tokens that end a reply, besides `eos_id` and those known by their names.
+      adds_bos: whether documents begin with `bos_id`.
 
     Raises:
-      DataError: `text` is no tokenizer, or has no token that can end a document.
+      DataError: `text` is no tokenizer, lacks a token of one of the ids, or has no token that can
+        end a document.
     """
 
-    def __init__(self, text: str):
-        try:
-            self._backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise DataError("this is not a tokenizer.json", str(error)) from None
-        self._backend.no_truncation()
-        self._backend.no_padding()
+    def __init__(
+        self,
+        text: str,
+        *,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        stop_ids: Iterable[int] = (),
+        adds_bos: bool | None = None,
+    ):
+        self._backend = _backend(text)
         self._backend.encode_special_tokens = True
         self._text = text
-        eos = self._first_of(_EOS_NAMES)
+        kept = _kept_ids(self._backend)
+        ids = _Ids(
+            kept.bos if bos_id is None else bos_id,
+            kept.eos if eos_id is None else eos_id,
+            tuple(stop_ids) or kept.stop,
+            kept.adds_bos if adds_bos is None else adds_bos,
+        )
+        unknown = {ids.bos, ids.eos, *ids.stop} - {None, *self._backend.get_vocab().values()}
+        if unknown:
+            raise DataError(f"the tokenizer has no token {unknown.pop()}", "but is said to use it")
+        eos = self._first_of(_EOS_NAMES) if ids.eos is None else ids.eos
         if eos is None:
             raise DataError(
                 "the tokenizer has no token that ends a document",
                 f"none of {' '.join(_EOS_NAMES)} is in its vocabulary",
                 f"adding {END_OF_TEXT} to its added_tokens",
             )
-        bos = self._first_of(_BOS_NAMES)
+        bos = self._first_of(_BOS_NAMES) if ids.bos is None else ids.bos
         self.eos_id: int = eos
         """The token after the last one of a document."""
         self.bos_id: int = eos if bos is None else bos
         """The token before the first one of a document; `eos_id` where there is no other."""
+        self.adds_bos: bool = ids.adds_bos
+        """Whether documents begin with `bos_id`: ours do, those of some other programs don't."""
+        self.stop_ids: tuple[int, ...] = tuple(sorted({eos, *ids.stop, *self._named_stops()}))
+        """The tokens that end a reply."""
+        if ids != kept:
+            self._text = self._keep_ids(ids.stop)
 
     @classmethod
     def bytes(cls) -> Tokenizer:
@@ -134,12 +175,20 @@ class Tokenizer:
     @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id; smaller than a model's embedding, which is padded."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        if size > _MOST_TOKENS:
+            raise DataError(f"the tokenizer has token {size - 1}", f"at most {_MOST_TOKENS} can be")
+        return size
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its exact name, such as `<|eot_id|>`; None if there is none."""
         id_: int | None = self._backend.token_to_id(token)
         return id_
+
+    def token(self, id_: int) -> str | None:
+        """The name of a token, such as `<|eot_id|>`; None if there is no such id."""
+        token: str | None = self._backend.id_to_token(id_)
+        return token
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids [T] (int32), without special tokens."""
@@ -154,12 +203,41 @@ class Tokenizer:
         pieces = ((index, piece) for index, text in enumerate(texts) for piece in _pieces(text))
         parts: list[list[np.ndarray]] = [[] for _ in texts]
         for group in grouped(pieces, lambda item: len(item[1]), _GROUP_CHARS):
-            encodings = self._backend.encode_batch_fast(
-                [piece for _, piece in group], add_special_tokens=False
-            )
+            with _no_panic():
+                encodings = self._backend.encode_batch_fast(
+                    [piece for _, piece in group], add_special_tokens=False
+                )
             for (index, _), encoding in zip(group, encodings, strict=True):
                 parts[index].append(np.array(encoding.ids, dtype=np.int32))
         return [np.concatenate(part) for part in parts]
+
+    def encode_with_special(self, text: str) -> np.ndarray:
+        """Token ids [T] of text that a chat template wrote: names of special tokens are tokens.
+
+        Args:
+          text: what came from outside the template is guarded in it (`guard`).
+        """
+        with _no_panic():
+            encoding = self._chat_backend.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int32)
+
+    def guard(self, text: str, *, edges: bool = False) -> str:
+        """Text in which `encode_with_special` finds no special or other added token.
+
+        Args:
+          text: of a user, say; loses every `GUARD` that it has.
+          edges: guard every character that a token's name begins or ends with, so that the text
+            can't even be a part of one that continues outside it.
+        """
+        text = text.replace(GUARD, "")
+        names = self._guarded_names
+        if not names:
+            return text
+        first, last = (_any_of({name[end] for name in names}) for end in (0, -1))
+        if edges:
+            return re.sub(f"(?={last})", GUARD, re.sub(f"({first})", rf"\1{GUARD}", text))
+        # Only looks ahead, so that a name that begins within another one is found too.
+        return re.sub(f"(?={'|'.join(map(re.escape, names))})({first})", rf"\1{GUARD}", text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids; special tokens and ids beyond the vocabulary give nothing.
@@ -173,20 +251,61 @@ class Tokenizer:
         ids = (self.token_id(name) for name in names)
         return next((id_ for id_ in ids if id_ is not None), None)
 
+    def _named_stops(self) -> Iterator[int]:
+        """Ids of the stop tokens' names; where they are ordinary text, they stop nothing."""
+        added = self._backend.get_added_tokens_decoder()
+        ids = (self.token_id(name) for name in _STOP_NAMES)
+        return (id_ for id_ in ids if id_ is not None and id_ in added and added[id_].special)
+
+    def _keep_ids(self, stop: tuple[int, ...]) -> str:
+        """The tokenizer.json with the ids of the documents' ends and of replies' in it."""
+        ids = {"bos": [self.bos_id], "eos": [self.eos_id], "stop": list(stop)}
+        self._backend.post_processor = processors.TemplateProcessing(
+            single="bos $A" if self.adds_bos else "$A",
+            special_tokens=[
+                {"id": role, "ids": values, "tokens": [self.token(id_) for id_ in values]}
+                for role, values in ids.items()
+                if values
+            ],
+        )
+        text: str = self._backend.to_str()
+        return text
+
+    @functools.cached_property
+    def _guarded_names(self) -> list[str]:
+        """Names of added tokens; runs of spaces, as vocabularies for code have them, are text."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.content.strip()]
+
+    @functools.cached_property
+    def _chat_backend(self) -> tokenizers.Tokenizer:
+        """Finds special tokens before it drops the guards, everything else after."""
+        content = json.loads(self._text)
+        for token in content["added_tokens"]:
+            token["normalized"] = False
+        backend = _backend(json.dumps(content))
+        drop = normalizers.Replace(GUARD, "")
+        own = backend.normalizer
+        backend.normalizer = drop if own is None else normalizers.Sequence([drop, own])
+        return backend
+
 
 class Decoder:
     """Decodes a stream token by token: text comes out once its characters are complete.
 
     Args:
       tokenizer: the tokenizer that the ids belong to.
+      context: tokens before the stream, such as a prompt's, whose text doesn't come out; some
+        decoders drop the space of the very first word.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] | np.ndarray = ()):
         self._tokenizer = tokenizer
-        # The tokens last given out stay as context: some decoders drop the first token's space.
-        self._context: list[int] = []
+        # The tokens last given out stay as context.
+        self._context: list[int] = [int(id_) for id_ in context[-_CONTEXT_TOKENS:]]
         self._pending: list[int] = []
-        self._given = 0  # characters of their text that are out
+        # Characters of their text that are out.
+        self._given = len(tokenizer.decode(self._context))
 
     def push(self, token: int) -> str:
         """Takes the next token; returns the text that it completes, often none or one word."""
@@ -208,6 +327,53 @@ class Decoder:
         given = text[self._given :]
         self._given = max(self._given, len(text))
         return given
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ids:
+    """What a tokenizer.json says of its special tokens."""
+
+    bos: int | None = None
+    eos: int | None = None
+    stop: tuple[int, ...] = ()
+    adds_bos: bool = True
+
+
+def _kept_ids(backend: tokenizers.Tokenizer) -> _Ids:
+    """What `Tokenizer._keep_ids` wrote, if it did."""
+    if not isinstance(backend.post_processor, processors.TemplateProcessing):
+        return _Ids()
+    state = json.loads(backend.post_processor.__getstate__())
+    named = {role: token["ids"] for role, token in state["special_tokens"].items()}
+    if "eos" not in named:  # of another program
+        return _Ids()
+    adds_bos = "SpecialToken" in state["single"][0]
+    return _Ids(named["bos"][0], named["eos"][0], tuple(named.get("stop", ())), adds_bos)
+
+
+def _backend(text: str) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise DataError("this is not a tokenizer.json", str(error)) from None
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+@contextlib.contextmanager
+def _no_panic() -> Iterator[None]:
+    """Turns a panic of the library, such as at a pattern that never comes to an end, into words."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError("the tokenizer can't encode this text", str(error)) from None
+
+
+def _any_of(characters: Iterable[str]) -> str:
+    return f"[{''.join(map(re.escape, sorted(characters)))}]"
 
 
 def grouped(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:

@@ -9,7 +9,10 @@ from bitttt_jax.errors import DataError
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Tokens `[T]` of a document that begins with `text`: the beginning-of-document token first.
+    """Tokens `[T]` of a document that begins with `text`.
+
+    The beginning-of-document token stands first, unless the model was trained without it; it is
+    there for an empty text always, so that there is something to go on from.
 
     Raises:
       DataError: the text has half a surrogate pair, as Python reads bytes that aren't UTF-8.
@@ -18,4 +21,5 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"the prompt isn't valid UTF-8 at character {error.start}") from None
-    return np.concatenate([np.array([tokenizer.bos_id], np.int32), tokenizer.encode(text)])
+    start = [tokenizer.bos_id] if tokenizer.adds_bos or not text else []
+    return np.concatenate([np.array(start, np.int32), tokenizer.encode(text)])
