@@ -68,7 +68,9 @@ def to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON as it is; Jinja's own filter escapes what HTML would read as tags."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 @functools.lru_cache(maxsize=4)
