@@ -20,7 +20,7 @@ from bitttt_jax.commands.model_flags import (
     sampling_config,
 )
 from bitttt_jax.commands.progress import show_progress
-from bitttt_jax.commands.terminal import interruptible
+from bitttt_jax.commands.terminal import Interrupt, interruptible
 from bitttt_jax.errors import BittttError, ConfigError, DataError, ExitCode, run_main
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Flags(SamplingFlags, ModelFlags):
 
     bitttt batch --model=runs/quickstart --input=prompts.txt --output=results.jsonl
 
-    bitttt batch --model=chat.gguf --chat --input=questions.csv --field=question --output=answers.csv
+    bitttt batch --model=chat.gguf --chat --input=asked.csv --field=question --output=replies.csv
 
     Exit code 5 if an item failed: its result says why.
     """
@@ -133,12 +133,11 @@ def _run(
             requests = (
                 (item, _request(flags, model, sampling, item, numbers[item.id])) for item in left
             )
-            for result in _in_order(engine, requests, figures, _AHEAD * flags.concurrency):
+            ahead = _AHEAD * flags.concurrency
+            for result in _in_order(engine, requests, figures, ahead, interrupt):
                 results.append(result)
                 done, failed = done + 1, failed + bool(result.error)
                 progress("batch", done, len(items))
-                if interrupt:
-                    break
     if flags.stats:
         print("\n".join(figures.lines()), file=sys.stderr)
     return failed, bool(interrupt) and done < len(items)
@@ -195,6 +194,7 @@ def _in_order(
     requests: Iterator[tuple[Item, Request | str]],
     figures: Figures,
     ahead: int,
+    interrupt: Interrupt,
 ) -> Iterator[Result]:
     """Results in the order of the requests, some of which are in the engine's hands at a time."""
     from bitttt_jax.commands.batch_results import Result
@@ -209,6 +209,10 @@ def _in_order(
         if isinstance(handle, str):
             yield Result(item.id, error=handle)
             continue
+        while not handle.is_done:
+            if interrupt:
+                return
+            engine.step()
         try:
             completion = handle.result()
         except BittttError as error:

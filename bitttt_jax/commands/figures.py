@@ -99,9 +99,8 @@ def memory_lines() -> list[str]:
     for host in memory_by_host():
         for index, (used, most) in enumerate(zip(host.used, device_peak_bytes(), strict=True)):
             use = MemoryUse(used, host.limit)
-            lines.append(
-                f"device {index}      {format_memory(used)} now, {format_memory(most)} at most; {use}"
-            )
+            sizes = f"{format_memory(used)} now, {format_memory(most)} at most"
+            lines.append(f"device {index}      {sizes}; {use}")
     return lines
 
 

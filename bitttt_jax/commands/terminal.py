@@ -66,7 +66,7 @@ class Input(Protocol):
         """The next turn; None at the end.
 
         Raises:
-          KeyboardInterrupt: Ctrl-C.
+          KeyboardInterrupt: Ctrl-C where nothing was typed.
         """
 
 
@@ -121,6 +121,10 @@ class TerminalInput:
                 text = self._session.prompt()
             except EOFError:
                 return None
+            except KeyboardInterrupt:
+                if not self._session.default_buffer.text:
+                    raise
+                continue  # what was typed is dropped, as in a shell
             if text.strip():
                 return text
 
@@ -149,9 +153,9 @@ def _history(path: Path) -> History:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lines = _load_lines(path)
-        if len(lines) > _KEPT_LINES:
+        is_torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        if len(lines) > _KEPT_LINES or is_torn:
             write_atomically(path, "".join(json.dumps(x) + "\n" for x in lines[-_KEPT_LINES:]))
-            path.chmod(0o600)
     except OSError as error:
         print(f"what is typed isn't kept for the next chat: {error}", file=sys.stderr)
         return InMemoryHistory()

@@ -68,11 +68,11 @@ class Conversation:
         """Adds a turn."""
         self.turns.append(Turn(role=role, content=content))
 
-    def trim(self, limit: int) -> tuple[np.ndarray, int]:
+    def trim(self, limit: int | None) -> tuple[np.ndarray, int]:
         """Forgets the oldest turns, in pairs, until the rest fits.
 
         Args:
-          limit: most tokens.
+          limit: most tokens; None for any number.
 
         Returns:
           The tokens that are left, and how many turns were forgotten.
@@ -83,7 +83,7 @@ class Conversation:
         turns = list(self.turns)
         while True:
             tokens = dataclasses.replace(self, turns=turns).tokens()
-            if len(tokens) <= limit:
+            if limit is None or len(tokens) <= limit:
                 break
             if len(turns) <= 2:
                 raise DataError(
