@@ -38,8 +38,8 @@ _EOS_NAMES = (
     "<|eot_id|>",
 )
 _BOS_NAMES = ("<|begin_of_text|>", "<|begin▁of▁sentence|>", "<s>", "<bos>")
-# What ends a reply in one of the chat formats, whichever of them a model was taught.
-_STOP_NAMES = (*_EOS_NAMES, "<|eom_id|>", "<|end|>", "<end_of_turn>", "<EOT>")
+STOP_NAMES = (*_EOS_NAMES, "<|eom_id|>", "<|end|>", "<end_of_turn>", "<EOT>")
+"""What ends a reply in one of the chat formats, whichever of them a model was taught."""
 
 GUARD = "\ufdd0"
 """A character that no text has (Unicode reserves it): it keeps its neighbours from being read as a
@@ -89,7 +89,6 @@ class Tokenizer:
     ):
         self._backend = _backend(text)
         self._backend.encode_special_tokens = True
-        self._text = text
         kept = _kept_ids(self._backend)
         ids = _Ids(
             kept.bos if bos_id is None else bos_id,
@@ -116,13 +115,13 @@ class Tokenizer:
         """Whether documents begin with `bos_id`: ours do, those of some other programs don't."""
         self.stop_ids: tuple[int, ...] = tuple(sorted({eos, *ids.stop, *self._named_stops()}))
         """The tokens that end a reply."""
-        if ids != kept:
-            self._text = self._keep_ids(ids.stop)
+        self.text: str = text if ids == kept else self._keep_ids(ids.stop)
+        """The contents of the tokenizer.json."""
 
     @classmethod
     def bytes(cls) -> Tokenizer:
         """One token a byte, its id the byte's value, and `<|endoftext|>` with id 256."""
-        vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+        vocab = {character: byte for byte, character in enumerate(byte_characters())}
         backend = _byte_level(models.BPE(vocab=vocab, merges=[]), use_regex=False)
         backend.add_special_tokens([END_OF_TEXT])
         return cls(backend.to_str())
@@ -140,7 +139,7 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[END_OF_TEXT],
-            initial_alphabet=_byte_characters(),
+            initial_alphabet=byte_characters(),
             show_progress=False,
         )
         backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
@@ -164,12 +163,12 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes the tokenizer.json."""
-        atomic.write_text(Path(path), self._text)
+        atomic.write_text(Path(path), self.text)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of the JSON with sorted keys and no white space."""
-        canonical = json.dumps(json.loads(self._text), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(json.loads(self.text), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @functools.cached_property
@@ -254,7 +253,7 @@ class Tokenizer:
     def _named_stops(self) -> Iterator[int]:
         """Ids of the stop tokens' names; where they are ordinary text, they stop nothing."""
         added = self._backend.get_added_tokens_decoder()
-        ids = (self.token_id(name) for name in _STOP_NAMES)
+        ids = (self.token_id(name) for name in STOP_NAMES)
         return (id_ for id_ in ids if id_ is not None and id_ in added and added[id_].special)
 
     def _keep_ids(self, stop: tuple[int, ...]) -> str:
@@ -271,6 +270,10 @@ class Tokenizer:
         text: str = self._backend.to_str()
         return text
 
+    def only_added(self, ids: np.ndarray) -> np.ndarray:
+        """Those of some token ids that are of special or other added tokens."""
+        return ids[np.isin(ids, list(self._backend.get_added_tokens_decoder()))]
+
     @functools.cached_property
     def _guarded_names(self) -> list[str]:
         """Names of added tokens; runs of spaces, as vocabularies for code have them, are text."""
@@ -280,7 +283,7 @@ class Tokenizer:
     @functools.cached_property
     def _chat_backend(self) -> tokenizers.Tokenizer:
         """Finds special tokens before it drops the guards, everything else after."""
-        content = json.loads(self._text)
+        content = json.loads(self.text)
         for token in content["added_tokens"]:
             token["normalized"] = False
         backend = _backend(json.dumps(content))
@@ -406,7 +409,7 @@ def _byte_level(model: models.Model, use_regex: bool) -> tokenizers.Tokenizer:
     return backend
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The characters by which byte-level vocabularies write the bytes 0 to 255, in that order.
 
     Bytes that print in Latin-1 stand for themselves, the others for the characters from 256 on.

@@ -16,10 +16,12 @@ import sys
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.exceptions
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+import jinja2.utils
 
 SECONDS = 5.0
 """Most processor time of a request."""
@@ -36,9 +38,28 @@ class GenerationTag(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=lineno)
+
+
+class Namespace(jinja2.utils.Namespace):
+    """Variables that loops may set; names with an underscore in front would lead out of Jinja."""
+
+    def __init__(self, /, **values: Any):
+        for name in values:
+            self._check(name)
+        super().__init__(**values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._check(name)
+        super().__setitem__(name, value)
+
+    @staticmethod
+    def _check(name: str) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace has no {name}")
 
 
 @functools.cache
@@ -52,6 +73,8 @@ def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     made.filters["tojson"] = to_json
     made.globals["raise_exception"] = refuse
     made.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    made.globals["namespace"] = Namespace
+    made.globals["dict"] = lambda *items, **named: dict(*items, **named)
     return made
 
 
