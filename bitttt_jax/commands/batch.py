@@ -8,13 +8,15 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from bitttt_jax.commands.model_flags import (
+    EngineFlags,
     ModelFlags,
     SamplingFlags,
+    check_context,
     check_sampling,
     load_model,
     sampling_config,
@@ -38,7 +40,7 @@ _AHEAD = 4  # items in hand for each row: results are written in order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(SamplingFlags, ModelFlags):
+class Flags(EngineFlags, SamplingFlags, ModelFlags):
     """Continue the prompts of a file, several at once, and append the results to another.
 
     bitttt batch --model=runs/quickstart --input=prompts.txt --output=results.jsonl
@@ -58,6 +60,9 @@ class Flags(SamplingFlags, ModelFlags):
     """Go on with an output that is there: items that have a result in it are left out."""
     concurrency: int = 8
     """Rows that the model writes at once."""
+    overflow: Literal["refuse", "truncate", "slide"] = "refuse"
+    """What to do with an item that doesn't fit the context: `refuse` it, which is an error of this
+    item; `truncate` its beginning; or `slide`, so that attention sees the latest tokens only."""
     field: str = "prompt"
     """Field or column with the prompt."""
     template: str = ""
@@ -102,6 +107,7 @@ def _main(argv: Sequence[str]) -> ExitCode:
 
 def _check(flags: Flags) -> None:
     check_sampling(flags)
+    check_context(flags)
     if flags.concurrency < 1:
         raise ConfigError(f"--concurrency must be at least 1, got {flags.concurrency}")
     if flags.system and not flags.chat:
@@ -126,7 +132,13 @@ def _run(
             raise ConfigError(
                 f"--chat: {flags.model} has no chat template", "it wasn't made for conversations"
             )
-        engine = Engine(model, slots=min(flags.concurrency, len(left)), overflow="refuse")
+        engine = Engine(
+            model,
+            slots=flags.concurrency,
+            context=flags.context or None,
+            cache=flags.cache or None,
+            overflow=flags.overflow,
+        )
         done = len(items) - len(left)
         progress("batch", done, len(items))
         with interruptible() as interrupt:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from bitttt_jax.commands.model_flags import (
+    EngineFlags,
     ModelFlags,
     SamplingFlags,
+    check_context,
     check_sampling,
     load_model,
     sampling_config,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(SamplingFlags, ModelFlags):
+class Flags(EngineFlags, SamplingFlags, ModelFlags):
     """Talk with a model. Ctrl-C stops a reply; at the prompt it ends the chat, as Ctrl-D does.
 
     From a pipe each line is a turn, and stdout gets the replies alone.
@@ -61,8 +63,7 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> ExitCode:
     flags = tyro.cli(Flags, args=list(argv), prog="bitttt chat", use_underscores=True)
     check_sampling(flags)
-    if flags.context < 0:
-        raise ConfigError(f"--context must not be negative, got {flags.context}")
+    check_context(flags)
     from bitttt_jax.inference.failures import out_of_memory
 
     with out_of_memory("a smaller --context"):
@@ -99,6 +100,7 @@ def _session(flags: Flags) -> Session:
         flags.stop,
         flags.seed,
         context,
+        flags.cache or None,
         _tell,
         flags.system,
     )

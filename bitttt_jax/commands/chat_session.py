@@ -14,6 +14,7 @@ from bitttt_jax.inference.model import Model
 from bitttt_jax.inference.requests import Handle, Piece, Request
 from bitttt_jax.inference.sampling import SamplingConfig
 from bitttt_jax.interop.chat_templates import ChatTemplate
+from bitttt_jax.layers.attention import CacheType
 
 COMMANDS: Mapping[str, str] = {
     "/help": "this list",
@@ -26,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "/stats": "rates, latencies, memory",
     "/quit": "end, as Ctrl-D does",
 }
+_REUSE_BYTES = 2**30  # of the latest state, from which the next turn goes on
 NAMES = tuple(usage.partition(" ")[0] for usage in COMMANDS)
 
 
@@ -42,6 +44,8 @@ class Session:
     seed: int
     context: int | None
     """Most tokens of the conversation and the next reply; None for no limit."""
+    cache: CacheType | None
+    """Of attention's keys and values."""
     notify: Callable[[str], None]
     """Tells the user something that isn't the model's."""
     system: dataclasses.InitVar[str] = ""
@@ -188,7 +192,8 @@ class Session:
         return self.context - self.max_tokens
 
     def _new_engine(self) -> Engine:
-        return Engine(self.model, slots=1)
+        keeps = self.keeps_learning or not self.model.config.uses_ttt
+        return Engine(self.model, cache=self.cache, reuse_bytes=_REUSE_BYTES if keeps else 0)
 
 
 def _help() -> str:

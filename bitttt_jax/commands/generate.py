@@ -6,13 +6,15 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from bitttt_jax.commands.model_flags import (
+    EngineFlags,
     ModelFlags,
     SamplingFlags,
+    check_context,
     check_sampling,
     load_model,
     sampling_config,
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(SamplingFlags, ModelFlags):
+class Flags(EngineFlags, SamplingFlags, ModelFlags):
     """Continue a prompt with a model; the text goes to stdout, statistics to stderr.
 
     bitttt generate --model=runs/quickstart --prompt="    def __init__(self"
@@ -37,6 +39,9 @@ class Flags(SamplingFlags, ModelFlags):
 
     prompt: str = ""
     """Text to continue; `-` reads it from stdin; empty starts a new document."""
+    overflow: Literal["refuse", "truncate", "slide"] = "refuse"
+    """What to do with more than fits the context: `refuse` it; `truncate` the prompt's beginning;
+    or `slide`, so that attention sees the latest tokens only."""
     stream: bool = True
     """Print the text while it is generated; --no_stream prints it at the end."""
     logprobs: int | None = None
@@ -53,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> ExitCode:
     flags = tyro.cli(Flags, args=list(argv), prog="bitttt generate", use_underscores=True)
     check_sampling(flags)
+    check_context(flags)
     prompt = read_stdin() if flags.prompt == "-" else flags.prompt
     from bitttt_jax.commands.figures import Figures
     from bitttt_jax.inference.engine import Engine
@@ -75,7 +81,14 @@ def _main(argv: Sequence[str]) -> ExitCode:
             stop_ids=model.tokenizer.stop_ids,
             logprobs=flags.logprobs,
         )
-        handle = Engine(model, slots=1).submit(request)
+        engine = Engine(
+            model,
+            context=flags.context or None,
+            cache=flags.cache or None,
+            overflow=flags.overflow,
+            reuse_bytes=0,
+        )
+        handle = engine.submit(request)
         pieces: list[str] = []
         write = show if flags.stream else pieces.append
         write(prompt)

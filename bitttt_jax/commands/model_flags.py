@@ -54,6 +54,17 @@ class SamplingFlags:
     """Seed of the draws: the same seed gives the same text."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineFlags:
+    """How much a model keeps of what it reads."""
+
+    context: int = 0
+    """Most tokens of a prompt and its continuation; 0 for what the model was made for."""
+    cache: Literal["", "bfloat16", "int8"] = ""
+    """Type of attention's keys and values; that of the activations by default. `int8` takes half
+    the memory, at an error of about 1 % in each."""
+
+
 def load_model(flags: ModelFlags) -> Model:
     """Loads the model on its device.
 
@@ -73,6 +84,16 @@ def load_model(flags: ModelFlags) -> Model:
         weights=flags.weights,
         revision=flags.revision or None,
     )
+
+
+def check_context(flags: EngineFlags) -> None:
+    """Refuses contexts that are none.
+
+    Raises:
+      ConfigError: negative, or too small for a token and the next.
+    """
+    if flags.context < 0 or flags.context == 1:
+        raise ConfigError(f"--context must be at least 2, or 0, got {flags.context}")
 
 
 def check_sampling(flags: SamplingFlags) -> None:

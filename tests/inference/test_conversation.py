@@ -11,6 +11,7 @@ from bitttt_jax.errors import DataError
 from bitttt_jax.inference.conversation import Conversation, Turn
 from bitttt_jax.interop.chat_templates import ChatTemplate
 
+TOKENIZER = Tokenizer.bytes()
 TEMPLATE = ChatTemplate(
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -18,7 +19,7 @@ TEMPLATE = ChatTemplate(
 
 
 def conversation(template: ChatTemplate | None, turns: int) -> Conversation:
-    made = Conversation(Tokenizer.bytes(), template, "be kind")
+    made = Conversation(TOKENIZER, template, "be kind")
     for number in range(turns):
         made.add("assistant" if number % 2 else "user", f"turn {number}")
     return made
@@ -26,7 +27,7 @@ def conversation(template: ChatTemplate | None, turns: int) -> Conversation:
 
 def text_of(tokens: np.ndarray) -> str:
     assert tokens[0] == 256
-    return Tokenizer.bytes().decode(tokens)
+    return TOKENIZER.decode(tokens)
 
 
 def test_the_template_decides_on_the_text():
@@ -37,7 +38,7 @@ def test_the_template_decides_on_the_text():
 
 def test_without_a_template_it_is_a_document():
     assert text_of(conversation(None, 3).tokens()) == "be kind\n\nturn 0turn 1turn 2"
-    assert text_of(Conversation(Tokenizer.bytes(), None).tokens()) == ""
+    assert text_of(Conversation(TOKENIZER, None).tokens()) == ""
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])
@@ -59,7 +60,7 @@ def test_a_file_keeps_it(tmp_path: Path):
     one = conversation(TEMPLATE, 3)
     one.turns.append(Turn(role="assistant", content='日本 "x"\n\x1b'))
     one.save(path, "some model")
-    other = Conversation(Tokenizer.bytes(), TEMPLATE)
+    other = Conversation(TOKENIZER, TEMPLATE)
     assert other.load(path).model == "some model"
     assert other == one
     with pytest.raises(DataError, match="can't be written"):
