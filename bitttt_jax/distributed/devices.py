@@ -33,7 +33,7 @@ def use_device(name: str) -> None:
     # The CPU stays at hand for what is read and written on it.
     jax.config.update("jax_platforms", platform if platform == "cpu" else f"{platform},cpu")
     try:
-        devices = jax.devices()
+        devices = jax.devices(platform)
     except Exception as error:  # RuntimeError, and AssertionError from a plugin that isn't there
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         jax.config.update("jax_platforms", before or "")

@@ -111,7 +111,16 @@ def test_items_that_fail(trained_run: Path, tmp_path: Path, capsys: Captured):
         "chat",
         "last",
     ]
-    errors = ["", "isn't JSON", "no field 'prompt'", "top_p", "UTF-8", "most", "no chat template", ""]
+    errors = [
+        "",
+        "isn't JSON",
+        "no field 'prompt'",
+        "top_p",
+        "UTF-8",
+        "most",
+        "no chat template",
+        "",
+    ]
     for row, error in zip(found, errors, strict=True):
         assert bool(error) == ("error" in row) and error in row.get("error", "")
     assert found[0]["tokens"] <= 2 and found[-1]["tokens"] <= 3
