@@ -1,0 +1,93 @@
+"""A tokenizer as GGUF's metadata have it: byte-level BPE with a pre-tokenizer that has a name."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from gguf.constants import TokenType
+from tokenizers import Regex, pre_tokenizers
+
+from bitttt_jax.data.tokenizers import Tokenizer
+from bitttt_jax.errors import DataError
+from bitttt_jax.interop.gguf_writer import Value
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Text that each of them cuts differently.
+_PROBE = "I'VE don't  3 33 333 3333 été,, \n\n \t x=1;\r\n  if a[0]: ✓ 'Tis\u00a0a"
+
+
+def metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Value]:
+    """Metadata entries of a tokenizer.
+
+    Args:
+      tokenizer: the model's.
+      rows: of the embedding; llama.cpp wants a token for each.
+
+    Raises:
+      DataError: it's a kind of tokenizer that GGUF can't hold.
+    """
+    content = _content(tokenizer)
+    model = content["model"]
+    if model["type"] != "BPE" or (content["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        raise _refusal("it isn't byte-level BPE")
+    names = dict.fromkeys(range(rows), "")
+    types = np.full(rows, TokenType.UNUSED, np.int32)
+    for name, index in model["vocab"].items():
+        names[index], types[index] = name, TokenType.NORMAL
+    for added in content["added_tokens"]:
+        names[added["id"]] = added["content"]
+        types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    if len(names) > rows:
+        raise _refusal(f"it has {len(names)} tokens, and the model's embedding {rows}")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": _pre_tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
+        if merges
+        else "gpt-2",  # single bytes stay what they are, however the text is cut
+        "tokenizer.ggml.tokens": [names[i] or f"[PAD{i}]" for i in range(rows)],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
+        "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
+        "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
+        "tokenizer.ggml.add_eos_token": False,
+    }
+
+
+def _content(tokenizer: Tokenizer) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokenizer.save(path)
+        return json.loads(path.read_bytes())
+
+
+def _pre_tokenizer(backend: tokenizers.Tokenizer) -> str:
+    """llama.cpp's name of what cuts the text as this one does."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    split = lambda digits: pre_tokenizers.Split(Regex(_WORDS % digits), "isolated")
+    known = {
+        "gpt-2": words,
+        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), words]),
+        "llama-bpe": pre_tokenizers.Sequence([split("{1,3}"), byte_level]),
+        "qwen2": pre_tokenizers.Sequence([split(""), byte_level]),
+    }
+    if backend.pre_tokenizer is not None:
+        found = backend.pre_tokenizer.pre_tokenize_str(_PROBE)
+        for name, one in known.items():
+            if one.pre_tokenize_str(_PROBE) == found:
+                return name
+    raise _refusal(f"its pre-tokenizer is none of {', '.join(known)}")
+
+
+def _refusal(why: str) -> DataError:
+    return DataError("this tokenizer can't be written into a GGUF file", why, "--to=packed")
