@@ -15,6 +15,7 @@ from bitttt_jax.runs.console_text import format_bytes, format_count, safe_text
 if TYPE_CHECKING:
     from bitttt_jax.inference.describe import Description
 
+_WIDEST_KEY = 40
 _LONG = 100  # characters of a value that are shown
 
 
@@ -26,7 +27,7 @@ class Flags:
 
     bitttt inspect runs/quickstart
 
-    bitttt inspect quickstart-packed --format=json
+    bitttt inspect model.gguf --no_tensors
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -94,7 +95,8 @@ def _lines(description: Description, tensors: bool) -> list[str]:
 def _section(title: str, values: Mapping[str, Any]) -> list[str]:
     if not values:
         return []
-    return ["", title, *(f"  {key:28} {_short(value)}" for key, value in values.items())]
+    width = min(max(map(len, values)), _WIDEST_KEY)
+    return ["", title, *(f"  {key:{width}} {_short(value)}" for key, value in values.items())]
 
 
 def _short(value: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import safetensors
 
 from bitttt_jax.config import ModelConfig
@@ -18,6 +19,8 @@ from bitttt_jax.data.manifest import TOKENIZER_FILE
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.inference import load, packed_model
+from bitttt_jax.interop.gguf import GGUFFile, is_gguf, type_name
+from bitttt_jax.interop.gguf_tensors import TERNARY_TYPES
 from bitttt_jax.models import parameters
 from bitttt_jax.ops import tables
 from bitttt_jax.ternary.packing import PackedTernary
@@ -25,6 +28,7 @@ from bitttt_jax.ternary.packing import PackedTernary
 CONFIG_FILE = "config.json"
 _INDEX_FILE = "model.safetensors.index.json"
 _MOST_JSON_BYTES = 50_000_000
+_SHOWN_ITEMS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,7 @@ def describe(path: str | Path) -> Description:
     path = Path(path)
     known: tuple[tuple[Callable[[Path], bool], Callable[[Path], Description]], ...] = (
         (packed_model.is_packed_model, describe_packed),
+        (is_gguf, describe_gguf),
         (_is_huggingface, describe_huggingface),
     )
     for fits, reader in known:
@@ -168,6 +173,32 @@ def _whole_leaves(expected: Any) -> dict[str, tuple[str, tuple[int, ...], bool]]
         elif isinstance(leaf, tables.QuantizedTable):
             found[name] = ("int8 rows", leaf.codes.shape, False)
     return found
+
+
+def describe_gguf(path: Path) -> Description:
+    """Describes a GGUF file, whether or not the model can be run here."""
+    file = GGUFFile(path)
+    ternary = {type_name(number) for number in TERNARY_TYPES}
+    tensors = [
+        TensorInfo(info.name, info.type_name, info.shape, info.nbytes, info.type_name in ternary)
+        for info in file.tensors.values()
+    ]
+    metadata = {key: _summary(value) for key, value in file.metadata.items()}
+    kind = str(metadata.get("general.architecture", "unnamed"))
+    groups: dict[str, dict[str, Any]] = {f"{kind}.": {}, "tokenizer.": {}, "": {}}
+    for key, value in metadata.items():
+        start = next(start for start in groups if key.startswith(start))
+        groups[start][key] = value
+    config, tokenizer, rest = groups.values()
+    return Description(str(path), "GGUF", kind, config, tensors, tokenizer, rest)
+
+
+def _summary(value: Any) -> Any:
+    """A value of a file's metadata; of long lists only how long they are."""
+    if isinstance(value, list | np.ndarray):
+        items = [item if isinstance(item, str) else item.item() for item in value[:_SHOWN_ITEMS]]
+        return items if len(value) <= _SHOWN_ITEMS else f"{len(value):,} values"
+    return value
 
 
 def _is_huggingface(path: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.numpy import save_file
 
 from bitttt_jax.commands import convert
@@ -99,6 +100,35 @@ def test_a_hugging_face_folder(hugging_face: Path, capsys: Captured):
     assert "tokenizer.json" in result["tokenizer"]["error"]
     assert main([str(hugging_face)]) == ExitCode.OK
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_gguf_file(tmp_path: Path, capsys: Captured):
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "bitnet\x1b[31m")
+    writer.add_block_count(2)
+    writer.add_token_list([b"a"] * 40)
+    writer.add_chat_template("{{ messages }}\n" * 50)
+    writer.add_tensor("norm", np.ones(8, np.float32))
+    ternary = np.zeros((3, 66), np.uint8)  # 256 codes and a scale a row
+    writer.add_tensor("blk.0", ternary, raw_dtype=GGMLQuantizationType.TQ2_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    result = described(capsys, path)
+    assert result["format"] == "GGUF" and result["config"] == {"bitnet\x1b[31m.block_count": 2}
+    assert result["tensors"] == [
+        {"name": "norm", "type": "F32", "shape": [8], "bytes": 32, "ternary": False},
+        {"name": "blk.0", "type": "TQ2_0", "shape": [3, 256], "bytes": 198, "ternary": True},
+    ]
+    assert result["tokenizer"]["tokenizer.ggml.tokens"] == "40 values"
+    assert main([str(path)]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert "parameters   776 (776), 99.0% ternary" in out
+    assert "{{ messages }} {{" in out and "(749 characters)" in out and "\x1b" not in out
+    path.write_bytes(path.read_bytes()[:-100])
+    assert main([str(path)]) == ExitCode.DATA
+    assert str(path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
