@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,34 +21,19 @@ _PERCENTILES = (50, 95, 99)
 
 @dataclasses.dataclass
 class Reply:
-    """When the parts of a reply came, in seconds of `time.perf_counter`."""
+    """How long the parts of a reply took."""
 
-    submitted: float
-    pieces: list[tuple[float, int]] = dataclasses.field(default_factory=list)
-    """Time and number of tokens of each."""
-
-    @property
-    def tokens(self) -> int:
-        """Of the whole reply."""
-        return sum(count for _, count in self.pieces)
-
-    @property
-    def first(self) -> float:
-        """Seconds until the first token."""
-        return self.pieces[0][0] - self.submitted
+    tokens: int = 0
+    """Of the whole reply."""
+    first: float = 0.0
+    """Seconds until the first token."""
+    later: list[tuple[float, int]] = dataclasses.field(default_factory=list)
+    """Seconds and number of tokens of what came after it, once everything was compiled."""
 
     @property
     def rate(self) -> float:
-        """Tokens a second, once everything is compiled; 0 where there were too few to tell."""
-        if len(self.pieces) < 3:
-            return 0.0
-        (start, _), later = self.pieces[1], self.pieces[2:]
-        return sum(count for _, count in later) / (later[-1][0] - start)
-
-    def token_seconds(self) -> Iterator[float]:
-        """What each token after the first piece took; those that come together share the time."""
-        for (before, _), (now, count) in zip(self.pieces, self.pieces[1:], strict=False):
-            yield from [(now - before) / count] * count
+        """Later tokens a second; 0 where there were too few to tell."""
+        return _rate(self.later)
 
 
 class Figures:
@@ -58,30 +44,39 @@ class Figures:
 
     def watch(self, handle: Handle) -> Iterator[Piece]:
         """The pieces of a reply, timed on their way."""
-        reply = Reply(handle.times.submitted)
+        reply, before = Reply(), 0.0
         self.replies.append(reply)
-        for piece in handle:
-            if piece.tokens:
-                reply.pieces.append((time.perf_counter(), len(piece.tokens)))
+        for number, piece in enumerate(handle):
+            now = time.perf_counter()
+            if number == 0:
+                reply.first = now - handle.times.submitted
+            elif (
+                number > 1 and piece.tokens
+            ):  # the second piece may have been waited for a compiler
+                reply.later.append((now - before, len(piece.tokens)))
+            reply.tokens += len(piece.tokens)
+            before = now
             yield piece
 
     def add(self, completion: Completion) -> None:
-        """Counts a reply in by its first and its last token's time, one of several at once."""
+        """Counts in one of several replies that came at once."""
         times, count = completion.times, len(completion.tokens)
-        pieces = [(times.first, 1), (times.finished, count - 1)] if count > 1 else []
-        self.replies.append(Reply(times.started, pieces))
+        later = [(times.finished - times.first, count - 1)] if count > 1 else []
+        self.replies.append(Reply(count, times.first - times.started, later))
 
     def lines(self) -> list[str]:
         """What there is to say so far."""
-        replies = [reply for reply in self.replies if reply.pieces]
+        replies = [reply for reply in self.replies if reply.tokens]
         tokens = sum(reply.tokens for reply in replies)
         lines = [f"replies       {len(replies)}, {tokens:,} tokens"]
         if replies:
             lines.append(f"first token   {_percentiles([reply.first for reply in replies])}")
-        later = [seconds for reply in replies for seconds in reply.token_seconds()]
+        later = [part for reply in replies for part in reply.later]
         if later:
+            # Tokens that come together share the time.
+            seconds = itertools.chain.from_iterable([time / n] * n for time, n in later)
             lines.append(
-                f"later tokens  {_percentiles(later)}, {len(later) / sum(later):,.1f} tok/s"
+                f"later tokens  {_percentiles(seconds)}; {_rate(later):,.1f} tokens/s a row"
             )
         return [*lines, *memory_lines()]
 
@@ -102,6 +97,10 @@ def memory_lines() -> list[str]:
             sizes = f"{format_memory(used)} now, {format_memory(most)} at most"
             lines.append(f"device {index}      {sizes}; {use}")
     return lines
+
+
+def _rate(parts: Sequence[tuple[float, int]]) -> float:
+    return sum(count for _, count in parts) / sum(seconds for seconds, _ in parts) if parts else 0.0
 
 
 def _percentiles(seconds: Iterable[float]) -> str:

@@ -120,7 +120,8 @@ def show_logprobs(
 ) -> None:
     """Prints a line for each token: its log-probability, and the likeliest tokens with theirs."""
     for token, found in zip(tokens, logprobs, strict=True):
-        name = lambda id_: repr(tokenizer.decode([id_]) or tokenizer.token(id_) or id_)
+        # Parts of characters have no text of their own.
+        name = lambda id_: repr(tokenizer.decode([id_]).strip("\ufffd") or tokenizer.token(id_))
         top = ", ".join(f"{name(id_)} {logprob:.3f}" for id_, logprob in found.top)
         print(f"{found.logprob:8.3f}  {name(token):16} {top}".rstrip(), file=sys.stderr)
 
@@ -128,7 +129,7 @@ def show_logprobs(
 def _statistics(prompt_tokens: int, figures: Figures) -> str:
     (reply,) = figures.replies
     line = f"{prompt_tokens} prompt tokens"
-    if reply.pieces:
+    if reply.tokens:
         line += f", first token after {reply.first:.2f} s with compilation"
     if reply.rate:
         return f"{line}, {reply.tokens} tokens, the later ones at {reply.rate:.0f} tok/s"
