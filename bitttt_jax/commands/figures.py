@@ -50,9 +50,8 @@ class Figures:
             now = time.perf_counter()
             if number == 0:
                 reply.first = now - handle.times.submitted
-            elif (
-                number > 1 and piece.tokens
-            ):  # the second piece may have been waited for a compiler
+            # A second piece of one token may have been waited for the compiler.
+            elif piece.tokens and (number > 1 or len(piece.tokens) > 1):
                 reply.later.append((now - before, len(piece.tokens)))
             reply.tokens += len(piece.tokens)
             before = now

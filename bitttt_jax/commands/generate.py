@@ -91,13 +91,12 @@ def _main(argv: Sequence[str]) -> ExitCode:
         handle = engine.submit(request)
         pieces: list[str] = []
         write = show if flags.stream else pieces.append
-        write(prompt)
-        interrupted = _write_text(figures.watch(handle), handle, write)
+        interrupted = _write_text(prompt, figures.watch(handle), handle, write)
         write("\n")
         show("".join(pieces))
     completion = handle.result()
     if flags.logprobs is not None:
-        show_logprobs(model.tokenizer, completion.tokens, completion.logprobs)
+        _show_logprobs(model.tokenizer, completion.tokens, completion.logprobs)
     seconds = f"{model.description} loaded in {loaded - started:.1f} s"
     print(f"{seconds}, {_statistics(len(prompt_T), figures)}", file=sys.stderr)
     if flags.stats:
@@ -105,9 +104,12 @@ def _main(argv: Sequence[str]) -> ExitCode:
     return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
 
 
-def _write_text(pieces: Iterable[Piece], handle: Handle, write: Callable[[str], None]) -> bool:
-    """Writes a reply; returns whether Ctrl-C ended it."""
+def _write_text(
+    prompt: str, pieces: Iterable[Piece], handle: Handle, write: Callable[[str], None]
+) -> bool:
+    """Writes prompt and reply; returns whether Ctrl-C ended it."""
     with interruptible() as interrupt:
+        write(prompt)
         for piece in pieces:
             write(piece.text)
             if interrupt:
@@ -115,7 +117,7 @@ def _write_text(pieces: Iterable[Piece], handle: Handle, write: Callable[[str], 
         return bool(interrupt)
 
 
-def show_logprobs(
+def _show_logprobs(
     tokenizer: Tokenizer, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]
 ) -> None:
     """Prints a line for each token: its log-probability, and the likeliest tokens with theirs."""

@@ -290,7 +290,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def terminal(trained_run: Path, state: Path) -> Iterator[Terminal]:
-    made = Terminal(trained_run, state, "--max_tokens=100000", "--temperature=1", "--top_p=1")
+    made = Terminal(trained_run, state, "--max_tokens=100000000", "--temperature=0")
     yield made
     made.close()
 
@@ -303,14 +303,14 @@ def test_ctrl_c_stops_the_reply_then_the_chat(terminal: Terminal, state: Path):
     terminal.type("\x03")
     at = terminal.wait_for(r"\(stopped\)", at).end()
     terminal.wait_for(PROMPT, at)
-    terminal.type("dropped\x03/temp 0\r")  # what is typed goes, the chat stays
-    at = terminal.wait_for("the temperature is 0", at).end()
+    terminal.type("dropped\x03/temp 0.5\r")  # what is typed goes, the chat stays
+    at = terminal.wait_for("the temperature is 0.5", at).end()
     terminal.wait_for(PROMPT, at)
     terminal.type("\x03")
     assert terminal.end() == ExitCode.INTERRUPTED
     assert "Traceback" not in terminal.seen
     history = (state / "bitttt" / "chat_history.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in history] == ["hello", "/temp 0"]
+    assert [json.loads(line) for line in history] == ["hello", "/temp 0.5"]
     assert (state / "bitttt" / "chat_history.jsonl").stat().st_mode & 0o077 == 0
 
 
