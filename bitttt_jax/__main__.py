@@ -14,9 +14,13 @@ COMMANDS = {
     "train": ("bitttt_jax.train", "train a model, or resume a run"),
     "prepare": ("bitttt_jax.commands.prepare", "turn text into token shards"),
     "generate": ("bitttt_jax.commands.generate", "continue a prompt with a trained model"),
+    "chat": ("bitttt_jax.commands.chat", "talk with a model"),
+    "batch": ("bitttt_jax.commands.batch", "continue many prompts of a file"),
     "bench": ("bitttt_jax.commands.bench", "measure how fast a model reads and writes"),
     "convert": ("bitttt_jax.commands.convert", "pack a trained model for inference"),
     "evaluate": ("bitttt_jax.commands.evaluate", "measure a trained model on text"),
+    "inspect": ("bitttt_jax.commands.inspect", "show what a model's files hold"),
+    "doctor": ("bitttt_jax.commands.doctor", "check this installation"),
 }
 
 

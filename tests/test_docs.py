@@ -19,7 +19,17 @@ import tyro
 
 from bitttt_jax import train_flags
 from bitttt_jax.__main__ import COMMANDS
-from bitttt_jax.commands import bench, convert, evaluate, generate, prepare
+from bitttt_jax.commands import (
+    batch,
+    bench,
+    chat,
+    convert,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    prepare,
+)
 from bitttt_jax.config import DataConfig, SourceConfig, TrainConfig
 from bitttt_jax.config_loading import flatten, load_config, preset_names, to_json
 from bitttt_jax.errors import ConfigError, ExitCode
@@ -142,6 +152,14 @@ def parse_command(argv: Sequence[str]) -> None:
             parse_with(convert.Flags)(args)
         case ["bitttt", "bench", *args]:
             parse_with(bench.Flags)(args)
+        case ["bitttt", "chat", *args]:
+            parse_with(chat.Flags)(args)
+        case ["bitttt", "batch", *args]:
+            parse_with(batch.Flags)(args)
+        case ["bitttt", "inspect", *args]:
+            parse_with(inspect.Flags)(args)
+        case ["bitttt", "doctor", *args]:
+            parse_with(doctor.Flags)(args)
         case ["./launch.sh", *args]:
             parse_launch(args)
         case ["python", "docs/make_screenshots.py", *args]:
@@ -214,8 +232,8 @@ def test_commands_and_flags_in_the_text(page: Path, place: Path, monkeypatch: py
 
 def known_flags() -> set[str]:
     known = {f"--{name}" for name in train_flags._define_flags()} | launcher_flags()
-    commands = (generate, evaluate, prepare, convert, bench, screenshots())
-    for flags in (command.Flags for command in commands):
+    commands = (generate, chat, batch, evaluate, prepare, convert, bench, inspect, doctor)
+    for flags in (command.Flags for command in (*commands, screenshots())):
         known |= {f"--{field.name}" for field in dataclasses.fields(flags)}
     return known | {f"--config.{key}" for key in flatten(TrainConfig())} | {"--help"}
 

@@ -17,11 +17,12 @@ from typing import Any, Literal
 import tyro
 
 from bitttt_jax import __version__
+from bitttt_jax.commands.model_flags import ModelFlags, load_model
 from bitttt_jax.errors import ConfigError, DataError, run_main
 
 
-@dataclasses.dataclass(frozen=True)
-class Flags:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(ModelFlags):
     """Measure how fast a model reads a prompt and writes, and what the memory allows.
 
     bitttt bench --config=bitnet_2b4t --threads=2
@@ -29,10 +30,10 @@ class Flags:
     bitttt bench --model=quickstart-packed --batch=1,4 --json=bench.json
     """
 
+    model: str = ""
+    """Run directory, packed model, Hugging Face folder, or GGUF file; or --config."""
     config: str = ""
     """Shape: a preset or a configuration; its weights are random."""
-    model: str = ""
-    """Or a trained model: a packed model or a run directory."""
     table: Literal["exact", "int8", "int4", "int4x2"] = "int8"
     """With --config: how the embedding and the output head are stored."""
     threads: int = 0
@@ -70,10 +71,8 @@ def _main(argv: Sequence[str]) -> None:
     if bool(flags.config) == bool(flags.model):
         raise ConfigError("one of --config and --model is needed, not both")
     _use_threads(flags.threads)
-    from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference import speed
 
-    use_compile_cache()
     config, params, load = _model(flags)
     print("measuring, compilation first", file=sys.stderr)
     bandwidth = speed.memory_bandwidth()
@@ -108,10 +107,24 @@ def _main(argv: Sequence[str]) -> None:
             _kernel(shape, weights, flags.prefill, bandwidth)
             for shape, weights in speed.packed_weights(params).items()
         ]
-    result["resident_bytes"] = _resident_bytes()
-    print(f"resident    {_mib(result['resident_bytes'])}")
+    result |= _memory()
     if flags.json:
         _write(Path(flags.json), result)
+
+
+def _memory() -> dict[str, Any]:
+    """Of this process, and of the machine that it shares."""
+    from bitttt_jax.runs.memory_use import host_memory, process_memory
+    from bitttt_jax.training.hardware import host_peak_bytes
+
+    resident, host = process_memory(), host_memory()
+    peak = max(host_peak_bytes(), resident)
+    print(f"resident    {_mib(resident)}, {_mib(peak)} at most; host memory {host}")
+    return {
+        "resident_bytes": resident,
+        "peak_resident_bytes": peak,
+        "host_memory": {"used": host.used, "total": host.total, "pressure": host.level},
+    }
 
 
 def _header(flags: Flags) -> dict[str, Any]:
@@ -199,7 +212,12 @@ def _model(flags: Flags) -> tuple[Any, Any, dict[str, Any] | None]:
     from bitttt_jax.inference import speed
 
     if flags.model:
-        return _load(flags.model)
+        return _load(flags)
+    from bitttt_jax.distributed.devices import use_device
+    from bitttt_jax.distributed.processes import use_compile_cache
+
+    use_device(flags.device)
+    use_compile_cache()
     config = load_config(flags.config).model
     if flags.vocab_size:
         config = dataclasses.replace(config, vocab_size=flags.vocab_size)
@@ -211,19 +229,20 @@ def _model(flags: Flags) -> tuple[Any, Any, dict[str, Any] | None]:
     return config, speed.random_params(config, flags.table), None
 
 
-def _load(path: str) -> tuple[Any, Any, dict[str, Any]]:
+def _load(flags: Flags) -> tuple[Any, Any, dict[str, Any]]:
     """Loads a model, and says how long that took and by how much the process grew."""
     import jax
 
-    from bitttt_jax.inference import packed_model
-    from bitttt_jax.inference.load import load
+    from bitttt_jax.distributed.devices import use_device
+    from bitttt_jax.runs.memory_use import process_memory
     from bitttt_jax.training.hardware import host_peak_bytes
 
+    use_device(flags.device)
     jax.devices()  # the backend's own memory isn't the model's
-    before, started = _resident_bytes(), time.perf_counter()
-    model = load(path)
+    before, started = process_memory(), time.perf_counter()
+    model = load_model(flags)
     jax.block_until_ready(model.params)
-    seconds, after = time.perf_counter() - started, _resident_bytes()
+    seconds, after = time.perf_counter() - started, process_memory()
     figures: dict[str, Any] = {
         "seconds": seconds,
         "resident_bytes": after - before,
@@ -232,11 +251,17 @@ def _load(path: str) -> tuple[Any, Any, dict[str, Any]]:
     }
     text = f"{figures['seconds']:8.1f} s, {_mib(figures['resident_bytes'])} of memory"
     text += f", {_mib(figures['peak_resident_bytes'])} at most"
-    if packed_model.is_packed_model(Path(path)):
-        figures["file_bytes"] = (Path(path) / packed_model.WEIGHTS_FILE).stat().st_size
+    if size := _file_bytes(Path(flags.model)):
+        figures["file_bytes"] = size
         text += f", for a file of {_mib(figures['file_bytes'])}"
     print(f"load        {text}")
     return model.config, model.params, figures
+
+
+def _file_bytes(path: Path) -> int:
+    """Of the weights, where they are a file or several of them; 0 elsewhere."""
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
 
 
 def _mib(size: int) -> str:
@@ -250,9 +275,3 @@ def _print(what: str, tokens: int, batch: int, per_call: int, seconds: Any) -> N
         f"{what:8}{tokens:6,} x{batch:2}{rate:9,.1f} tokens/s ({spread}), "
         f"{1e3 * seconds.median:,.1f} ms"
     )
-
-
-def _resident_bytes() -> int:
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from bitttt_jax.commands.model_flags import ModelFlags, load_model
 from bitttt_jax.commands.progress import show_progress
 from bitttt_jax.errors import ConfigError, DataError, run_main
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from bitttt_jax.training.evaluate import Evaluation
 
 
-@dataclasses.dataclass(frozen=True)
-class Flags:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(ModelFlags):
     """Measure a trained model on text: loss, perplexity, bits per byte, loss by position.
 
     bitttt evaluate --model=runs/quickstart
@@ -34,17 +35,14 @@ class Flags:
     bitttt evaluate --model=runs/quickstart --data=book.txt --seq_len=2048
     """
 
-    model: str
-    """Run directory, whose newest checkpoint is used; or a packed model, which needs --data."""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """File or folder of text, or tokens made by `bitttt prepare`; may be given several times.
-    By default the documents that the run held out."""
+    By default the documents that the run held out; a model that isn't a run needs it."""
     seq_len: int = 0
-    """Tokens that the model reads at once; 0 for those of the training."""
+    """Tokens that the model reads at once; 0 for those of the training, or as many as a model
+    from elsewhere was made for if these are fewer."""
     batch_size: int = 0
     """Rows at once; 0 for those of the training."""
-    step: int | None = None
-    """Training step of the checkpoint; the newest one by default."""
     compressors: bool = True
     """Compress the same bytes with gzip -9 and xz -9e, to compare."""
     format: Literal["text", "json"] = "text"
@@ -71,19 +69,16 @@ def _main(argv: Sequence[str]) -> None:
             raise ConfigError(f"--{name} must not be negative, got {getattr(flags, name)}")
     if "" in flags.data:
         raise ConfigError("--data= names no file or folder")
-    from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference.failures import out_of_memory
-    from bitttt_jax.inference.load import load
     from bitttt_jax.runs.files import to_row
     from bitttt_jax.training.evaluate import measure
     from bitttt_jax.training.hardware import keep_freed_memory
     from bitttt_jax.training.setup import open_split
 
     keep_freed_memory()
-    use_compile_cache()
     with out_of_memory("a smaller --batch_size or --seq_len"), show_progress() as progress:
-        model = load(flags.model, step=flags.step)
-        config = _config(model.run, flags)
+        model = load_model(flags)
+        config = _config(model, flags)
         with _open_text(model, flags, progress) as text:
             splits = [open_split(config, text.folder, split) for split in text.splits]
             evaluation = measure(
@@ -95,6 +90,7 @@ def _main(argv: Sequence[str]) -> None:
             result = {
                 "model": flags.model,
                 "step": model.step,
+                "description": model.description,
                 "seq_len": config.data.seq_len,
                 **_describe_text(flags, text),
                 **_describe_evaluation(evaluation),
@@ -106,10 +102,17 @@ def _main(argv: Sequence[str]) -> None:
         print(_table(result))
 
 
-def _config(config: TrainConfig, flags: Flags) -> TrainConfig:
+def _config(model: Model, flags: Flags) -> TrainConfig:
     """The run's configuration with rows as the flags want them."""
-    seq_len = flags.seq_len or config.data.seq_len
-    mini_batch = config.model.ttt.mini_batch
+    config = model.run
+    mini_batch = config.model.ttt.mini_batch if config.model.uses_ttt else 1
+    longest = model.context or max(flags.seq_len, config.data.seq_len)
+    seq_len = flags.seq_len or min(config.data.seq_len, longest - longest % mini_batch)
+    if seq_len > longest:
+        raise ConfigError(
+            f"--seq_len={seq_len}: the model was made for at most {longest} tokens",
+            fix=f"--seq_len={longest}",
+        )
     if config.model.uses_ttt and seq_len % mini_batch:
         raise ConfigError(
             f"--seq_len={seq_len} must be a multiple of {mini_batch}",
@@ -129,7 +132,7 @@ def _open_text(model: Model, flags: Flags, progress: Progress) -> Iterator[_Text
     from bitttt_jax.data.manifest import SPLITS, Manifest
 
     if not flags.data:
-        yield _held_out(Path(flags.model) / "data")
+        yield _held_out(Path(flags.model))
         return
     with tempfile.TemporaryDirectory(prefix="bitttt-evaluate-") as temporary:
         folder = Path(temporary) / "tokens"
@@ -138,10 +141,14 @@ def _open_text(model: Model, flags: Flags, progress: Progress) -> Iterator[_Text
         yield _Text(folder, tuple(split for split in SPLITS if manifest.split(split)))
 
 
-def _held_out(folder: Path) -> _Text:
+def _held_out(model: Path) -> _Text:
     from bitttt_jax.data.manifest import MANIFEST_FILE, Manifest
+    from bitttt_jax.runs.directory import RunDirectory
 
     fix = "--data=PATH with text that the model wasn't trained on"
+    if not RunDirectory(model).checkpoints_path.is_dir():
+        raise DataError(f"{model} isn't a run, which would have held documents out", fix=fix)
+    folder = model / "data"
     if not (folder / MANIFEST_FILE).is_file():
         raise DataError(f"{folder} isn't there: the run's held-out documents are missing", fix=fix)
     if not Manifest.load(folder).split("validation"):
@@ -157,18 +164,21 @@ def _prepare(model: Model, flags: Flags, folder: Path, progress: Progress) -> No
     from bitttt_jax.data.shards import load_tokenizer
     from bitttt_jax.data.sources import UnusableDocumentError
 
+    # Of runs and folders of this program; that of a GGUF file has none of its own.
     tokenizer = Path(flags.model) / TOKENIZER_FILE
-    by_hand = f"bitttt prepare --tokenizer={tokenizer} --output=DIR"
+    by_hand = f"bitttt prepare --tokenizer={tokenizer} --output=DIR" if tokenizer.is_file() else ""
     for path in flags.data:
         is_prepared = (Path(path) / MANIFEST_FILE).is_file()
         if is_prepared and load_tokenizer(path).fingerprint != model.tokenizer.fingerprint:
             raise DataError(
                 f"--data={path} was prepared with another tokenizer than the model's",
-                fix=f"{by_hand} of the same text, then --data=DIR",
+                fix=by_hand and f"{by_hand} of the same text, then --data=DIR",
             )
+    own = folder.with_name(TOKENIZER_FILE)
+    model.tokenizer.save(own)
     config = DataConfig(
         sources=tuple(SourceConfig(path=path) for path in flags.data),
-        tokenizer=TokenizerConfig(kind="file", path=str(tokenizer)),
+        tokenizer=TokenizerConfig(kind="file", path=str(own)),
         validation_fraction=0.0,  # all of it goes into the split `train`
     )
     try:
@@ -176,7 +186,8 @@ def _prepare(model: Model, flags: Flags, folder: Path, progress: Progress) -> No
     except MissingSourceError as error:
         raise DataError(error.what, error.why, "another --data") from None
     except UnusableDocumentError as error:
-        fix = f"{by_hand}, which can leave documents out or read other fields, then --data=DIR"
+        how = f"{by_hand}, which can leave documents out or read other fields, then --data=DIR"
+        fix = how if by_hand else "another --data"
         raise DataError(error.what, error.why, fix) from None
 
 
@@ -233,7 +244,7 @@ def _describe_evaluation(evaluation: Evaluation) -> dict[str, object]:
 def _table(result: dict[str, Any]) -> str:
     source = ", ".join(result["data"]) or "held-out documents"
     lines = [
-        f"model       {result['model']}, step {result['step']}",
+        f"model       {result['model']}, {result['description']}",
         f"text        {source}: {result['documents']:,} documents, {result['tokens']:,} tokens, "
         f"{result['text_bytes']:,} bytes",
         "",

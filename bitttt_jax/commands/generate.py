@@ -1,50 +1,53 @@
-"""`bitttt generate`: continues a prompt with a trained model."""
+"""`bitttt generate`: continues a prompt with a model."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bitttt_jax.errors import ConfigError, ExitCode, run_main
-from bitttt_jax.runs.console_text import safe_text
+from bitttt_jax.commands.model_flags import (
+    EngineFlags,
+    ModelFlags,
+    SamplingFlags,
+    check_context,
+    check_sampling,
+    load_model,
+    sampling_config,
+)
+from bitttt_jax.commands.terminal import interruptible, read_stdin, show
+from bitttt_jax.errors import ExitCode, run_main
 
 if TYPE_CHECKING:
-    from bitttt_jax.inference.requests import Piece
+    from bitttt_jax.commands.figures import Figures
+    from bitttt_jax.data.tokenizers import Tokenizer
+    from bitttt_jax.inference.requests import Handle, Piece, TokenLogprobs
 
 
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """Continue a prompt with a trained model; the text goes to stdout, statistics to stderr.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(EngineFlags, SamplingFlags, ModelFlags):
+    """Continue a prompt with a model; the text goes to stdout, statistics to stderr.
 
     bitttt generate --model=runs/quickstart --prompt="    def __init__(self"
 
     bitttt generate --model=runs/quickstart --prompt=- --temperature=0 < prompt.txt
     """
 
-    model: str
-    """Run directory, whose newest checkpoint is used, also while it trains; or a packed model."""
     prompt: str = ""
     """Text to continue; `-` reads it from stdin; empty starts a new document."""
-    max_tokens: int = 128
-    """Most tokens to generate."""
-    temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
-    top_k: int = 0
-    """Only the k likeliest tokens are possible; 0 for all."""
-    top_p: float = 0.95
-    """Only the fewest likeliest tokens that together reach this probability are possible."""
-    seed: int = 0
-    """Seed of the draws: the same seed gives the same text."""
+    overflow: Literal["refuse", "truncate", "slide"] = "refuse"
+    """What to do with more than fits the context: `refuse` it; `truncate` the prompt's beginning;
+    or `slide`, so that attention sees the latest tokens only."""
     stream: bool = True
     """Print the text while it is generated; --no_stream prints it at the end."""
-    step: int | None = None
-    """Training step of the checkpoint; the newest one by default."""
+    logprobs: int | None = None
+    """Print the log-probability of each token, and of so many of the likeliest ones."""
+    stats: bool = False
+    """Print rates, latencies and memory too."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,70 +57,82 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> ExitCode:
     flags = tyro.cli(Flags, args=list(argv), prog="bitttt generate", use_underscores=True)
-    if flags.max_tokens < 1:
-        raise ConfigError(f"--max_tokens must be at least 1, got {flags.max_tokens}")
-    if not 0 <= flags.seed < 2**32:
-        raise ConfigError(f"--seed must be in [0, 2**32), got {flags.seed}")
-    prompt = _read_stdin() if flags.prompt == "-" else flags.prompt
-    from bitttt_jax.distributed.processes import use_compile_cache
+    check_sampling(flags)
+    check_context(flags)
+    prompt = read_stdin() if flags.prompt == "-" else flags.prompt
+    from bitttt_jax.commands.figures import Figures
+    from bitttt_jax.inference.engine import Engine
     from bitttt_jax.inference.failures import out_of_memory
-    from bitttt_jax.inference.load import load
     from bitttt_jax.inference.prompt import encode_prompt
-    from bitttt_jax.inference.sampling import SamplingConfig
+    from bitttt_jax.inference.requests import Request
 
-    sampling = SamplingConfig(flags.temperature, flags.top_k, flags.top_p)
-    use_compile_cache()
+    sampling, figures = sampling_config(flags), Figures()
     started = time.perf_counter()
     with out_of_memory("a smaller --max_tokens, or a shorter prompt"):
-        model = load(flags.model, step=flags.step)
+        model = load_model(flags)
         prompt_T = encode_prompt(model.tokenizer, prompt)
         loaded = time.perf_counter()
-        reply = model.stream(
-            prompt_T, max_tokens=flags.max_tokens, sampling=sampling, seed=flags.seed
+        request = Request(
+            prompt_T,
+            flags.max_tokens,
+            sampling,
+            seed=flags.seed,
+            stop=flags.stop,
+            stop_ids=model.tokenizer.stop_ids,
+            logprobs=flags.logprobs,
         )
+        engine = Engine(
+            model,
+            context=flags.context or None,
+            cache=flags.cache or None,
+            overflow=flags.overflow,
+            reuse_bytes=0,
+        )
+        handle = engine.submit(request)
         pieces: list[str] = []
-        write = _show if flags.stream else pieces.append
-        times, interrupted = _write_text(prompt, reply, write)
-    write("\n")
-    _show("".join(pieces))
-    line = _statistics(len(prompt_T), loaded, times)
-    print(f"{model.description} loaded in {loaded - started:.1f} s, {line}", file=sys.stderr)
+        write = show if flags.stream else pieces.append
+        interrupted = _write_text(prompt, figures.watch(handle), handle, write)
+        write("\n")
+        show("".join(pieces))
+    completion = handle.result()
+    if flags.logprobs is not None:
+        _show_logprobs(model.tokenizer, completion.tokens, completion.logprobs)
+    seconds = f"{model.description} loaded in {loaded - started:.1f} s"
+    print(f"{seconds}, {_statistics(len(prompt_T), figures)}", file=sys.stderr)
+    if flags.stats:
+        print("\n".join(figures.lines()), file=sys.stderr)
     return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
 
 
-def _read_stdin() -> str:
-    # What isn't UTF-8 is refused where prompts are encoded.
-    return sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape")
-
-
-def _show(text: str) -> None:
-    """Prints a piece of text; on a terminal, without what could move the cursor or hide text."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    print(safe_text(text, multiline=True) if sys.stdout.isatty() else text, end="", flush=True)
-
-
 def _write_text(
-    prompt: str, reply: Iterator[Piece], write: Callable[[str], None]
-) -> tuple[list[float], bool]:
-    """Writes prompt and reply; returns when each token came, and whether Ctrl-C was pressed."""
-    times: list[float] = []
-    try:
+    prompt: str, pieces: Iterable[Piece], handle: Handle, write: Callable[[str], None]
+) -> bool:
+    """Writes prompt and reply; returns whether Ctrl-C ended it."""
+    with interruptible() as interrupt:
         write(prompt)
-        for piece in reply:
-            times += [time.perf_counter()] * len(piece.tokens)
+        for piece in pieces:
             write(piece.text)
-    except KeyboardInterrupt:
-        return times, True
-    return times, False
+            if interrupt:
+                handle.cancel()
+        return bool(interrupt)
 
 
-def _statistics(prompt_tokens: int, loaded: float, times: list[float]) -> str:
+def _show_logprobs(
+    tokenizer: Tokenizer, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]
+) -> None:
+    """Prints a line for each token: its log-probability, and the likeliest tokens with theirs."""
+    for token, found in zip(tokens, logprobs, strict=True):
+        # Parts of characters have no text of their own.
+        name = lambda id_: repr(tokenizer.decode([id_]).strip("\ufffd") or tokenizer.token(id_))
+        top = ", ".join(f"{name(id_)} {logprob:.3f}" for id_, logprob in found.top)
+        print(f"{found.logprob:8.3f}  {name(token):16} {top}".rstrip(), file=sys.stderr)
+
+
+def _statistics(prompt_tokens: int, figures: Figures) -> str:
+    (reply,) = figures.replies
     line = f"{prompt_tokens} prompt tokens"
-    if times:
-        line += f", first token after {times[0] - loaded:.2f} s with compilation"
-    if len(times) > 2:
-        # The second token still waits for the compilation of the step.
-        rate = (len(times) - 2) / (times[-1] - times[1])
-        return f"{line}, {len(times)} tokens, the later ones at {rate:.0f} tok/s"
-    return f"{line}, {len(times)} tokens"
+    if reply.tokens:
+        line += f", first token after {reply.first:.2f} s with compilation"
+    if reply.rate:
+        return f"{line}, {reply.tokens} tokens, the later ones at {reply.rate:.0f} tok/s"
+    return f"{line}, {reply.tokens} tokens"

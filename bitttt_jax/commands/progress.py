@@ -5,8 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from bitttt_jax.runs.console_text import format_duration
 
 if TYPE_CHECKING:
     from bitttt_jax.data.build import Progress
@@ -41,11 +44,18 @@ def show_progress() -> Iterator[Progress]:
 
 def _plain_progress() -> Callable[[str, int, int], None]:
     shown: dict[str, int] = collections.defaultdict(lambda: -1)
+    began: dict[str, tuple[float, int]] = {}
 
     def show(activity: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start, before = began.setdefault(activity, (now, done))
         tenth = 10 * done // total if total else 10
         if tenth > shown[activity]:
             shown[activity] = tenth
-            print(f"{activity}: {10 * tenth} %", file=sys.stderr)
+            left = ""
+            if before < done < total:
+                seconds = (now - start) / (done - before) * (total - done)
+                left = f", {format_duration(seconds)} left"
+            print(f"{activity}: {10 * tenth} %{left}", file=sys.stderr)
 
     return show

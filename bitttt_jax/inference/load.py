@@ -51,17 +51,12 @@ def load(
         place = hub.find(str(path), revision)
     elif revision is not None:
         raise ConfigError(f"--revision={revision}: {path} isn't a model on the Hub")
-    if packed_model.is_packed_model(place):
-        config, params, tokenizer, manifest = packed_model.load(place)
-        if step not in (None, manifest.step):
-            raise ConfigError(f"--step={step}: {path} is packed, and of step {manifest.step}")
-        return _of_run(config, params, tokenizer, manifest.step)
     if gguf_model.is_model(place):
         found = gguf_model.load(place, weights, i2_s_layout=i2_s_layout)
     elif huggingface.is_model(place):
         found = huggingface.load(place, weights)
     else:
-        return load_run(place, step)
+        return _load_own(place, step, weights)
     if step is not None:
         raise ConfigError(f"--step={step}: {path} isn't a training run")
     return Model(
@@ -72,6 +67,21 @@ def load(
         found.context,
         found.chat_template,
     )
+
+
+def _load_own(path: Path, step: int | None, weights: WeightType) -> Model:
+    """A run, or what was packed of one."""
+    if weights != "bfloat16":
+        raise ConfigError(
+            f"--weights={weights}: {path} was made here, and its weights have their types",
+            fix="bitttt convert --table=int8 for a smaller embedding and head",
+        )
+    if packed_model.is_packed_model(path):
+        config, params, tokenizer, manifest = packed_model.load(path)
+        if step not in (None, manifest.step):
+            raise ConfigError(f"--step={step}: {path} is packed, and of step {manifest.step}")
+        return _of_run(config, params, tokenizer, manifest.step)
+    return load_run(path, step)
 
 
 def _of_run(run: TrainConfig, params: Any, tokenizer: Tokenizer, step: int | None) -> Model:
@@ -98,7 +108,7 @@ def load_run(path: str | Path, step: int | None = None) -> Model:
       DataError: no such folder, or it holds no run.
       CheckpointError: no complete checkpoint, or not that one.
     """
-    run = _open_run(Path(path))
+    run = open_run(Path(path))
     step = max(run.checkpoint_steps()) if step is None else step
     tokenizer = Tokenizer.load(run.path / TOKENIZER_FILE)
     config = with_vocabulary(load_config(str(run.config_path)), tokenizer.vocab_size)
@@ -108,7 +118,13 @@ def load_run(path: str | Path, step: int | None = None) -> Model:
     return _of_run(config, params, tokenizer, step)
 
 
-def _open_run(path: Path) -> RunDirectory:
+def open_run(path: Path) -> RunDirectory:
+    """A run directory with at least one complete checkpoint.
+
+    Raises:
+      DataError: no such folder, or it holds no run.
+      CheckpointError: no complete checkpoint.
+    """
     run = RunDirectory(path)
     if not run.config_path.is_file():
         what = "isn't a run directory: it has no config.json" if path.exists() else "isn't there"

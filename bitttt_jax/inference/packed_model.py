@@ -107,7 +107,7 @@ def load(folder: Path) -> tuple[TrainConfig, Params, Tokenizer, PackedManifest]:
       DataError: a file is missing, changed or damaged, a newer program wrote it, or the weights
         aren't those of the configuration.
     """
-    manifest = _load_manifest(folder / MANIFEST_FILE)
+    manifest = load_manifest(folder / MANIFEST_FILE)
     for name in (CONFIG_FILE, TOKENIZER_FILE):
         _check_digest(folder / name, manifest, digest(folder / name))
     config = load_config(str(folder / CONFIG_FILE))
@@ -188,7 +188,12 @@ def _check_codes(codes: np.ndarray, leaf: PackedTernary, path: Path, name: str) 
         raise DataError(f"{path} holds a code in {name} that is no ternary weight")
 
 
-def _load_manifest(path: Path) -> PackedManifest:
+def load_manifest(path: Path) -> PackedManifest:
+    """Reads a folder's manifest.
+
+    Raises:
+      DataError: it is damaged, or a newer program wrote it.
+    """
     try:
         text = path.read_bytes()
         version = json.loads(text)["format_version"]

@@ -36,10 +36,9 @@ def start(*argv: str) -> subprocess.Popen[bytes]:
 def test_greedy_text_is_the_models(trained_run: Path, capsys: Captured):
     flags = ["--prompt=def ", "--temperature=0", "--max_tokens=40"]
     out = run(capsys, trained_run, *flags)
-    model = load_run(trained_run)
-    prompt, sampling = [256, *b"def "], SamplingConfig(temperature=0)
-    completion = model.generate(prompt, max_tokens=40, sampling=sampling)
-    assert out == f"def {completion.text}\n"
+    sampling = SamplingConfig(temperature=0)
+    expected = load_run(trained_run).generate("def ", max_tokens=40, sampling=sampling)
+    assert out == f"def {expected.text}\n"
     assert run(capsys, trained_run, *flags) == out
 
 
@@ -67,9 +66,9 @@ def test_prompt_from_stdin(trained_run: Path, capsys: Captured, monkeypatch: pyt
 
 def test_an_empty_prompt_starts_a_document(trained_run: Path, capsys: Captured):
     out = run(capsys, trained_run, "--temperature=0", "--max_tokens=5", "--step=2")
-    model = load_run(trained_run, step=2)
     sampling = SamplingConfig(temperature=0)
-    assert out == model.generate([256], max_tokens=5, sampling=sampling).text + "\n"
+    expected = load_run(trained_run, step=2).generate([256], max_tokens=5, sampling=sampling)
+    assert out == f"{expected.text}\n"
 
 
 def test_statistics(trained_run: Path, capsys: Captured):
@@ -80,6 +79,51 @@ def test_statistics(trained_run: Path, capsys: Captured):
             rf"first token after \d+\.\d\d s with compilation, {count}\n",
             capsys.readouterr().err,
         )
+
+
+def test_figures_and_logprobs(trained_run: Path, capsys: Captured):
+    flags = ["--prompt=abc", "--max_tokens=40", "--temperature=0", "--stats", "--logprobs=3"]
+    assert main([f"--model={trained_run}", *flags]) == ExitCode.OK
+    out, err = capsys.readouterr()
+    assert out.startswith("abc")
+    found = [line.split() for line in err.splitlines() if re.match(r" +-\d", line)]
+    completion = load_run(trained_run).generate(
+        "abc", max_tokens=40, sampling=SamplingConfig(temperature=0), logprobs=1
+    )
+    assert [float(words[0]) for words in found] == [
+        pytest.approx(token.logprob, abs=1e-3) for token in completion.logprobs
+    ]
+    for token, line in zip(completion.tokens, err.splitlines(), strict=False):
+        if 97 <= token < 123:  # a letter, which is also the likeliest
+            assert re.fullmatch(rf" +(-\d\.\d+)  '{chr(token)}' +'{chr(token)}' \1, .*, .*", line)
+    assert re.search(r"^later tokens  p50 .* p95 .* p99 .*; [\d,.]+ tokens/s a row$", err, re.M)
+    assert re.search(r"^memory        .* now, .* at most$", err, re.M)
+    assert re.search(r"^host memory   .* pressure (low|high|full)$", err, re.M)
+
+
+def test_stop_strings(trained_run: Path, capsys: Captured):
+    flags = ["--prompt=abc", "--max_tokens=40", "--temperature=0"]
+    text = run(capsys, trained_run, *flags)[3:-1]
+    stop = text[7]
+    expected = text[: text.index(stop)]
+    assert run(capsys, trained_run, *flags, "--stop=never there", f"--stop={stop}") == (
+        f"abc{expected}\n"
+    )
+
+
+def test_filters(trained_run: Path, capsys: Captured):
+    """Each leaves the likeliest token alone when it is strict: the greedy text."""
+    flags = ["--prompt=abc", "--max_tokens=40"]
+    greedy = run(capsys, trained_run, *flags, "--temperature=0")
+    for strict in ("--top_k=1", "--top_p=0.00001", "--min_p=1"):
+        assert run(capsys, trained_run, *flags, "--temperature=2", strict) == greedy
+    assert run(capsys, trained_run, *flags, "--temperature=0", "--repetition_penalty=9") != greedy
+
+
+def test_a_context_that_is_too_small(trained_run: Path, capsys: Captured):
+    """TTT keeps no tokens and has no bound."""
+    flags = ["--prompt=abc", "--max_tokens=40", "--temperature=0"]
+    assert run(capsys, trained_run, *flags, "--context=8") == run(capsys, trained_run, *flags)
 
 
 def test_a_terminal_gets_no_control_characters(
@@ -103,6 +147,13 @@ def test_a_terminal_gets_no_control_characters(
         (["--temperature=-1"], ExitCode.USAGE, "temperature must be"),
         (["--top_p=2"], ExitCode.USAGE, "top_p must be"),
         (["--max_tokens=3000000000"], ExitCode.USAGE, "at most"),
+        (["--min_p=2"], ExitCode.USAGE, "min_p must be"),
+        (["--repetition_penalty=0"], ExitCode.USAGE, "repetition_penalty must be"),
+        (["--stop="], ExitCode.USAGE, "--stop= would end"),
+        (["--logprobs=100"], ExitCode.USAGE, "logprobs must be in"),
+        (["--context=1"], ExitCode.USAGE, "--context must be at least 2"),
+        (["--device=tpu"], ExitCode.USAGE, "there is no such device here"),
+        (["--revision=main"], ExitCode.USAGE, "was made here"),
     ],
 )
 def test_mistakes(trained_run: Path, capsys: Captured, flags: list[str], code: int, message: str):

@@ -57,8 +57,10 @@ void multiply_all(ffi::ThreadPool& pool, const X* x, const Activations& a,
   const int64_t few_columns = kFewBytes / weights.back().columns.row_bytes / 4 * 4;
   const int64_t together = is_few ? std::max<int64_t>(few_columns, 4) : kManyColumns;
   Reads reads;
-  for (const Weight<T>& weight : weights) {
-    if (is_few) reads.add(weight.columns.codes, weight.columns.last * weight.columns.row_bytes);
+  if (wait == Wait::kActively) {
+    for (const Weight<T>& weight : weights) {
+      reads.add(weight.columns.codes, weight.columns.last * weight.columns.row_bytes);
+    }
   }
   run_all(
       pool, (total + together - 1) / together,
