@@ -1,4 +1,4 @@
-"""`bitttt convert`: a training run into a folder for inference."""
+"""`bitttt convert`: a model into a folder or file for inference, here or in other programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -15,32 +15,43 @@ from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
     from bitttt_jax.inference.model import Model
+    from bitttt_jax.interop.gguf_export import Kind
+
+HuggingFace = Literal["hf", "hf-packed"]
+GGUF = Literal["gguf-f16", "gguf-tq1_0", "gguf-tq2_0", "gguf-i2_s"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Convert a trained model: ternary weights packed at 2 bits, ready to run.
+    """Convert a model: for this program, packed, or for others, read back and compared.
 
     bitttt convert runs/quickstart quickstart-packed
+
+    bitttt convert runs/mine mine.gguf --to=gguf-tq2_0
 
     bitttt generate --model=quickstart-packed --prompt="def "
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """Run directory; its newest checkpoint is used."""
+    """Run directory, whose newest checkpoint is used; packed model; Hugging Face folder, or the
+    name of one on the Hub; or GGUF file."""
     destination: Annotated[str, tyro.conf.Positional]
-    """Folder to make."""
-    to: Literal["packed"] = "packed"
-    """What to make: `packed`, a folder that the other commands take as --model."""
+    """Folder, or for GGUF file, to make."""
+    to: Literal["packed"] | HuggingFace | GGUF = "packed"
+    """What to make: `packed`, a folder that the other commands take as --model; a Hugging Face
+    folder, `hf` with floats from which ternary weights are made at loading, or `hf-packed` with 2
+    bits; or a GGUF file in whose type ternary weights are, all else in float16."""
     layout: Literal["i2_s", "rows4", "base3"] = "i2_s"
-    """How ternary weights lie in the file: `i2_s` (2 bits, read by the CPU kernels where it lies),
-    `rows4` (2 bits, for TPUs), `base3` (1.6 bits, unpacked when it is loaded)."""
+    """With --to=packed: how ternary weights lie in the file: `i2_s` (2 bits, read by the CPU
+    kernels where it lies), `rows4` (2 bits, for TPUs), `base3` (1.6 bits, unpacked when loaded)."""
     table: Literal["exact", "int8", "int4", "int4x2"] = "exact"
-    """Embedding and output head: `exact`, in the type they are computed in; `int8` rows; `int4` in
-    groups of 32; or `int4x2`, as large and as exact as int8, of which decoding reads half. Unless
-    exact, the loss of the held-out text is measured before and after."""
+    """With --to=packed: embedding and output head `exact`, in the type they are computed in; `int8`
+    rows; `int4` in groups of 32; or `int4x2`, as large and as exact as int8, of which decoding
+    reads half. Unless exact, the loss of the held-out text is measured before and after."""
     step: int | None = None
-    """Training step of the checkpoint; the newest one by default."""
+    """Training step of a run's checkpoint; the newest one by default."""
+    revision: str = ""
+    """Branch, tag or commit of a model on the Hub."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,44 +63,108 @@ def _main(argv: Sequence[str]) -> None:
     flags = tyro.cli(Flags, args=list(argv), prog="bitttt convert", use_underscores=True)
     destination = Path(flags.destination)
     if destination.exists():
-        raise ConfigError(f"{destination} is there already", fix="another folder, or removing it")
+        raise ConfigError(f"{destination} is there already", fix="another name, or removing it")
+    for name in ("layout", "table"):
+        if flags.to != "packed" and getattr(flags, name) != getattr(Flags, name):
+            raise ConfigError(
+                f"--{name}={getattr(flags, name)} isn't known with --to={flags.to}",
+                "it says how a packed model is stored",
+            )
     started = time.perf_counter()
     from bitttt_jax.distributed.processes import use_compile_cache
-    from bitttt_jax.inference import packed_model
-    from bitttt_jax.inference.load import load_run
-    from bitttt_jax.models import packed
+    from bitttt_jax.inference.load import load
 
     use_compile_cache()
-    model = load_run(flags.source, flags.step)
+    model = load(flags.source, step=flags.step, revision=flags.revision or None)
+    if flags.to == "packed":
+        report = _pack(flags, destination, model)
+    elif flags.to in get_args(HuggingFace):
+        report = _to_hugging_face(flags, destination, model)
+    else:
+        report = _to_gguf(flags, destination, model)
+    print(report)
+    print(f"{destination}  {model.description}, {time.perf_counter() - started:.1f} s")
+
+
+def _pack(flags: Flags, folder: Path, model: Model) -> str:
+    from bitttt_jax.inference import packed_model
+    from bitttt_jax.models import packed
+
     packed.check_packable(model.config)
     params = packed.pack_params(model.config, model.params, flags.layout, flags.table)
     sizes = packed.byte_counts(params)
     packed_model.save(
-        destination,
+        folder,
         model.run,
         params,
         model.tokenizer,
         step=model.step,
         layout=flags.layout,
         table=flags.table,
+        context=model.context,
+        chat_template=model.chat_template,
         card=_card(flags, model, sizes),
     )
-    latent = sum(packed.byte_counts(model.params).values())
-    print(_sizes(sizes, latent))
-    if flags.table != "exact":
-        print(_effect(Path(flags.source), model, params))
-    print(f"{destination}  step {model.step}, {time.perf_counter() - started:.1f} s")
+    report = _sizes(sizes, sum(packed.byte_counts(model.params).values()))
+    return report if flags.table == "exact" else f"{report}\n{_effect(flags, model, params)}"
 
 
-def _effect(run: Path, model: Model, params: Any) -> str:
+def _to_hugging_face(flags: Flags, folder: Path, model: Model) -> str:
+    from bitttt_jax.interop import huggingface_export
+    from bitttt_jax.interop.foreign import ForeignModel
+
+    whole = ForeignModel(
+        model.config,
+        model.params,
+        model.tokenizer,
+        model.description,
+        model.context,
+        model.chat_template,
+    )
+    form: Any = flags.to
+    with show_progress() as progress:
+        report = huggingface_export.export(folder, whole, form, progress=progress)
+    lines = [f"{name:32}{size:14,} bytes" for name, size in report.files.items()]
+    lines += [
+        f"{'total':32}{sum(report.files.values()):14,} bytes",
+        f"read back: logits differ by {report.difference:.2g} of the largest at most",
+    ]
+    return "\n".join(lines)
+
+
+def _to_gguf(flags: Flags, path: Path, model: Model) -> str:
+    from bitttt_jax.interop import gguf_export
+
+    kind: Kind = flags.to  # type: ignore[assignment]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with show_progress() as progress:
+        report = gguf_export.write(
+            path,
+            model.config,
+            model.params,
+            model.tokenizer,
+            kind,
+            name=path.stem,
+            context=model.context or model.run.data.seq_len,
+            chat_template=model.chat_template,
+            progress=lambda done, total: progress("write tensors", done, total),
+        )
+    return (
+        f"architecture {report.architecture}, runs in {report.runs_in}\n"
+        f"{report.nbytes:,} bytes\n"
+        f"read back: logits differ by {report.difference:.2g} of their spread (root mean square)"
+    )
+
+
+def _effect(flags: Flags, model: Model, params: Any) -> str:
     """What packing does to the loss of the text that the run held out."""
     from bitttt_jax.data.manifest import MANIFEST_FILE, Manifest
     from bitttt_jax.training.evaluate import measure
     from bitttt_jax.training.setup import open_split
 
-    folder = run / "data"
+    folder = Path(flags.source) / "data"
     if not (folder / MANIFEST_FILE).is_file() or not Manifest.load(folder).split("validation"):
-        return "(its effect isn't measured: the run has no held-out text)"
+        return "(its effect isn't measured: there is no held-out text of a run)"
     splits = [open_split(model.run, folder, "validation")]
     with show_progress() as progress:
         before, after = (
@@ -103,13 +178,13 @@ def _effect(run: Path, model: Model, params: Any) -> str:
     )
 
 
-def _sizes(sizes: dict[str, int], latent: int) -> str:
+def _sizes(sizes: dict[str, int], before: int) -> str:
     total = sum(sizes.values())
     lines = [
         f"ternary weights    {sizes['ternary']:14,} bytes",
         f"embedding and head {sizes['tables']:14,} bytes",
         f"everything else    {sizes['other']:14,} bytes",
-        f"total              {total:14,} bytes, {latent / total:.1f} times less than in training",
+        f"total              {total:14,} bytes, {before / total:.1f} times less than before",
     ]
     return "\n".join(lines)
 
@@ -125,7 +200,7 @@ A language model with ternary weights, packed by bitttt_jax for inference.
 | mixers | {", ".join(config.mixers)} |
 | blocks, width, heads | {config.num_layers}, {config.dim}, {config.num_heads} |
 | vocabulary | {config.vocab_size:,} |
-| training step | {model.step:,} |
+| from | {model.description} |
 | layout of the ternary weights | {flags.layout} |
 | bytes: ternary weights | {sizes["ternary"]:,} |
 | bytes: embedding and output head | {sizes["tables"]:,} |

@@ -21,7 +21,7 @@ from bitttt_jax.errors import DataError
 from bitttt_jax.inference import load, packed_model
 from bitttt_jax.interop.gguf import GGUFFile, is_gguf, type_name
 from bitttt_jax.interop.gguf_tensors import TERNARY_TYPES
-from bitttt_jax.models import parameters
+from bitttt_jax.models import packed, parameters
 from bitttt_jax.ops import tables
 from bitttt_jax.ternary.packing import PackedTernary
 
@@ -163,8 +163,7 @@ def describe_packed(path: Path) -> Description:
 def _whole_leaves(expected: Any) -> dict[str, tuple[str, tuple[int, ...], bool]]:
     """Type, shape and whether it is ternary of what is stored as several tensors, by name."""
     found: dict[str, tuple[str, tuple[int, ...], bool]] = {}
-    is_whole = lambda leaf: isinstance(leaf, PackedTernary) or tables.is_quantized(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(expected, is_leaf=is_whole):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected, is_leaf=packed.is_whole):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if isinstance(leaf, PackedTernary):
             found[name] = (f"ternary {leaf.layout}", leaf.shape, True)

@@ -80,13 +80,10 @@ def _load_own(path: Path, step: int | None, weights: WeightType) -> Model:
         config, params, tokenizer, manifest = packed_model.load(path)
         if step not in (None, manifest.step):
             raise ConfigError(f"--step={step}: {path} is packed, and of step {manifest.step}")
-        return _of_run(config, params, tokenizer, manifest.step)
+        description = "packed" if manifest.step is None else f"step {manifest.step}"
+        texts = (manifest.context, manifest.chat_template)
+        return Model(config, params, tokenizer, description, *texts, manifest.step)
     return load_run(path, step)
-
-
-def _of_run(run: TrainConfig, params: Any, tokenizer: Tokenizer, step: int | None) -> Model:
-    description = "packed" if step is None else f"step {step}"
-    return Model(run, params, tokenizer, description, step=step)
 
 
 @functools.cache  # tracing the model takes longer than restoring a small one
@@ -115,7 +112,7 @@ def load_run(path: str | Path, step: int | None = None) -> Model:
     with Checkpoints(run.checkpoints_path) as checkpoints:
         target = {"params": abstract_params(config.model)}
         params = checkpoints.restore(target, step, partial=True)["params"]
-    return _of_run(config, params, tokenizer, step)
+    return Model(config, params, tokenizer, f"step {step}", step=step)
 
 
 def open_run(path: Path) -> RunDirectory:

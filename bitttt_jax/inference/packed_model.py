@@ -47,6 +47,10 @@ class PackedManifest:
     """Training step that the weights are of, where they were trained here."""
     sha256: dict[str, str]
     """Hexadecimal digests of the other files but the model card."""
+    context: int | None = None
+    """Most tokens of a sequence that the model was made for, where that is known."""
+    chat_template: str | None = None
+    """Jinja template of conversations, where the model has one."""
     format_version: int = FORMAT_VERSION
     """Rises when older programs can't read the folder."""
 
@@ -60,6 +64,8 @@ def save(
     step: int | None,
     layout: Layout,
     table: TableType,
+    context: int | None,
+    chat_template: str | None,
     card: str,
 ) -> None:
     """Writes a folder, which is there whole or not at all.
@@ -72,6 +78,8 @@ def save(
       step: training step of the parameters.
       layout: of the parameters' ternary weights.
       table: of their embedding and output head.
+      context: most tokens of a sequence that the model was made for.
+      chat_template: Jinja template of conversations.
       card: text of the model card.
 
     Raises:
@@ -87,7 +95,7 @@ def save(
             (partial / CONFIG_FILE).write_text(to_json(config))
             tokenizer.save(partial / TOKENIZER_FILE)
             sha256 = {name: digest(partial / name) for name in _HASHED_FILES}
-            manifest = PackedManifest(layout, table, step, sha256)
+            manifest = PackedManifest(layout, table, step, sha256, context, chat_template)
             (partial / MANIFEST_FILE).write_text(_adapter().dump_json(manifest, indent=2).decode())
             (partial / CARD_FILE).write_text(card)
             partial.rename(folder)

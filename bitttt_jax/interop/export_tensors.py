@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from bitttt_jax.interop import ternary_rows
-from bitttt_jax.models import parameters
+from bitttt_jax.models import packed, parameters
 from bitttt_jax.ops import quantize, tables
 from bitttt_jax.ternary.packing import PackedTernary, unpack
 
@@ -35,8 +35,7 @@ def weights(params: Any) -> dict[str, Any]:
     """Parameters by path, group by group; what is packed or quantised is one of them."""
     if "blocks" in params:
         params = parameters.unstack(params)
-    is_whole = lambda node: isinstance(node, PackedTernary) or tables.is_quantized(node)
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_whole)
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=packed.is_whole)
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
     return {name(path): leaf for path, leaf in leaves}
 

@@ -256,7 +256,14 @@ def _write_weights(
 
 def _write_text_files(folder: Path, model: ForeignModel) -> None:
     tokenizer: Tokenizer = model.tokenizer
-    tokenizer.save(folder / "tokenizer.json")
+    # Other programs don't put our first token in front unless the file says so.
+    Tokenizer(
+        tokenizer.text,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        stop_ids=tokenizer.stop_ids,
+        adds_bos=tokenizer.adds_bos,
+    ).save(folder / "tokenizer.json")
     special = {
         f"{name}_token": tokenizer.token(id_)
         for name, id_ in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from bitttt_jax.errors import ConfigError
 from bitttt_jax.models import parameters
 from bitttt_jax.models.transformer import Params
 from bitttt_jax.ops import tables
-from bitttt_jax.ternary.packing import Layout, PackedTernary, quantize_and_pack
+from bitttt_jax.ternary.packing import Layout, PackedTernary, convert_layout, quantize_and_pack
 
 TableType = Literal["exact", "int8", "int4", "int4x2"]
 """How embedding and output head are stored: as they are computed, as int8 rows with scales, as int4
@@ -58,7 +58,7 @@ def pack_params(
 
     Args:
       config: the model's, which must be packable (`check_packable`).
-      params: latent parameters, the groups stacked.
+      params: latent parameters, the groups stacked; or those of a model for inference.
       layout: of the ternary kernels.
       table: of the embedding and the output head.
 
@@ -66,7 +66,11 @@ def pack_params(
       Parameters with a tree for each group.
     """
 
-    def convert(path: str, leaf: jax.Array) -> jax.Array | PackedTernary | tables.Table:
+    def convert(path: str, leaf: Any) -> jax.Array | PackedTernary | tables.Table:
+        if isinstance(leaf, PackedTernary):
+            return convert_layout(leaf, layout)
+        if tables.is_quantized(leaf):
+            raise ConfigError(f"{path} is quantised already", fix="the model that it was made of")
         if parameters.is_ternary(config, path):
             return _pack(leaf, layout)
         if parameters.is_table(path) and table != "exact":
@@ -75,14 +79,21 @@ def pack_params(
             return leaf.astype(config.compute_dtype)
         return jnp.asarray(leaf)
 
-    unstacked = parameters.unstack(params)
-    return jax.tree.map(convert, parameters.leaf_paths(unstacked), unstacked)
+    unstacked = parameters.unstack(params) if "blocks" in params else params
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: convert(name(path), leaf), unstacked, is_leaf=is_whole
+    )
+
+
+def is_whole(leaf: Any) -> bool:
+    """Whether part of a tree of parameters is one parameter in packed or quantised form."""
+    return isinstance(leaf, PackedTernary) or tables.is_quantized(leaf)
 
 
 def byte_counts(params: Params) -> dict[str, int]:
     """Bytes of parameters: `ternary` (packed ones), `tables` (embedding and head) and `other`."""
     counts = {"ternary": 0, "tables": 0, "other": 0}
-    is_whole = lambda leaf: isinstance(leaf, PackedTernary) or tables.is_quantized(leaf)
     for name, subtree in params.items():
         for leaf in jax.tree.leaves(subtree, is_leaf=is_whole):
             kind = "ternary" if isinstance(leaf, PackedTernary) else "other"
