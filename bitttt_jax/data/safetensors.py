@@ -26,6 +26,7 @@ from bitttt_jax.errors import DataError
 
 ALIGNMENT = 64
 _MOST_HEADER_BYTES = 10_000_000  # a tensor takes about 100
+_LARGE = 32 * 2**20
 _MOST_DIMENSIONS = 16
 _MOST_ENTRIES = 2**48  # of a dimension
 _READ_BYTES = 2**20  # at once: few enough that a digest finds them in the cache
@@ -132,7 +133,9 @@ class File:
           DataError: the file has changed.
         """
         entry = self.entries[name]
-        data = large_buffer(entry.nbytes)
+        # Each large page that is begun is there as a whole.
+        is_large = entry.nbytes >= _LARGE
+        data = large_buffer(entry.nbytes) if is_large else np.empty(entry.nbytes, np.uint8)
         with _explained(self.path), self.path.open("rb") as file:
             file.seek(self._offset + entry.start)
             _fill(data, file, None)

@@ -1,7 +1,6 @@
 """Checkpoints in the names and shapes of ttt-lm-pytorch, against the model written out in numpy.
 
-The authors' code isn't at hand in tests. Its formulas were compared with the numpy model's for both
-inner models and both backbones when that was written; names, shapes and switches are as read there.
+The authors' code isn't part of the tests; docs/huggingface.md says how it was compared with.
 """
 
 from __future__ import annotations
