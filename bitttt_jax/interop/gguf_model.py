@@ -57,6 +57,9 @@ def load(
     config = gguf_config.model_config(file)
     context = gguf_config.context_length(file)
     tokenizer, chat_template = _texts(file)  # first: making them takes memory for a moment
+    if tokenizer.vocab_size > config.vocab_size:
+        what = f"{path}: the vocabulary has {tokenizer.vocab_size} tokens"
+        raise DataError(what, f"token_embd.weight has {config.vocab_size} rows")
     vectors, matrices = _plan(file, config, weights)
     flat = vectors | read_matrices(file, matrices, i2_s_layout)
     return ForeignModel(
@@ -147,19 +150,16 @@ def _plan(
         head = tensors.take("output.weight", table)
         scale = tensors.scale("output.scale")
         matrices["head", "kernel"] = Matrix(head, weights, transposed=True, scale=scale)
-    H, G, K = config.num_heads, config.kv_heads, config.width_per_head
-    orders: dict[str, np.ndarray] = {}
-    if gguf_config.architecture(file).permuted:
-        orders = {"query": halves_order(H, K), "key": halves_order(G, K)}
+    permuted = gguf_config.architecture(file).permuted
     for index in range(config.num_layers):
-        vectors |= _block_vectors(tensors, config, index, orders)
-        matrices |= _block_matrices(tensors, config, index, orders, weights)
+        vectors |= _block_vectors(tensors, config, index, permuted)
+        matrices |= _block_matrices(tensors, config, index, permuted, weights)
     tensors.check_all_taken()
     return {place: jax.device_put(vector) for place, vector in vectors.items()}, matrices
 
 
 def _block_vectors(
-    tensors: _Tensors, config: ModelConfig, index: int, orders: dict[str, np.ndarray]
+    tensors: _Tensors, config: ModelConfig, index: int, permuted: bool
 ) -> dict[Place, np.ndarray]:
     at, block = (group_name(index), "block_0"), f"blk.{index}"
     norms: dict[Place, tuple[str, int]] = {
@@ -177,7 +177,8 @@ def _block_vectors(
         for name in ("query", "key", "value"):
             size = projection_shapes(config)[name][0]
             bias = tensors.vector(f"{block}.{MIXER[name]}.bias", size)
-            vectors[*at, "mixer", name, "bias"] = bias[orders[name]] if name in orders else bias
+            order = _order(config, name, permuted)
+            vectors[*at, "mixer", name, "bias"] = bias if order is None else bias[order]
     return vectors
 
 
@@ -185,8 +186,13 @@ def _block_matrices(
     tensors: _Tensors,
     config: ModelConfig,
     index: int,
+<<<<<<< HEAD
     orders: dict[str, np.ndarray],
     weights: WeightType,
+=======
+    permuted: bool,
+    weights: FloatForm,
+>>>>>>> 22e1861377a330635a72ee417a82bf632469c21c
 ) -> dict[Place, Matrix]:
     shapes = projection_shapes(config)
     matrices: dict[Place, Matrix] = {}
@@ -205,10 +211,17 @@ def _block_matrices(
                 scale *= codes_scale
             if not abs(scale) <= np.finfo(np.float32).max:
                 tensors.fail(tensor.name, f"has the scale {scale}")
+            order = _order(config, name, permuted)
             matrices[group_name(index), "block_0", part, name, "kernel"] = Matrix(
-                tensor, form, transposed=True, order_N=orders.get(name), scale=scale
+                tensor, form, transposed=True, order_N=order, scale=scale
             )
     return matrices
+
+
+def _order(config: ModelConfig, name: str, permuted: bool) -> np.ndarray | None:
+    """The rows of a projection in our order, where the file's is another."""
+    heads = {"query": config.num_heads, "key": config.kv_heads}.get(name)
+    return halves_order(heads, config.width_per_head) if permuted and heads else None
 
 
 def _ternary(matrices: dict[Place, Matrix]) -> TernaryConfig:

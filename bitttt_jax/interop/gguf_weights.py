@@ -31,7 +31,8 @@ Form = Literal["ternary"] | WeightType
 Key = TypeVar("Key", bound=Hashable)
 
 _ALIGNMENT = 64
-_VALUES_AT_ONCE = 2**19  # of which a core's cache holds the floats
+_RELEASED_BEFORE = 2**23
+_VALUES_AT_ONCE = 2**20  # fewer cost more calls than the cache saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,9 @@ def _fill(
     except ValueError as error:
         raise DataError(f"{file.path}: tensor {tensor.name} can't be used: {error}") from None
     row_bytes = rows_NB.shape[1]
-    file.release(tensor.start + share.start * row_bytes, len(rows_NB) * row_bytes)
+    # With what the system brought in around it, also after it was let go of before.
+    start = max(0, tensor.start + share.start * row_bytes - _RELEASED_BEFORE)
+    file.release(start, tensor.start + share.stop * row_bytes - start)
 
 
 def _fill_floats(matrix: Matrix, arrays: list[np.ndarray], share: slice, values_NK: np.ndarray):

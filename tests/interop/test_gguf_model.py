@@ -245,6 +245,8 @@ def test_ternary_matrices_with_many_scales_become_floats_with_their_neighbours(t
     assert packed == {"attn_output", "ffn_gate", "ffn_up"}
     assert model.description.endswith("; 4 ternary tensors with many scales, in bfloat16")
     assert_loaded(model.params, values)
+    hidden = transformer.read(model.config, model.params, jnp.arange(6)[None])
+    assert np.isfinite(np.asarray(hidden, np.float32)).all()
 
 
 def test_stretched_rope(tmp_path: Path):
@@ -300,6 +302,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "yarn": ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn'"),
     "too many blocks": ({"llama.block_count": 3}, "tensor blk.2.attn_norm.weight is missing"),
     "2^31 blocks": ({"llama.block_count": 2**31}, "llama.block_count is 2147483648"),
+    "2^30 heads": (
+        {"llama.attention.head_count": 2**30, "llama.attention.key_length": 4},
+        "tensor blk.0.attn_q.weight is [8, 8]",
+    ),
     "too few blocks": ({"llama.block_count": 1}, "tensor blk.1.attn_k.weight isn't part"),
     "width": ({"llama.feed_forward_length": 17}, "blk.0.ffn_gate.weight is [16, 8], not [17, 8]"),
 }
@@ -319,6 +325,18 @@ def test_what_cannot_be_run_is_named(tmp_path: Path, case: str):
         gguf_model.load(path)
     assert str(path) in caught.value.what
     assert message in caught.value.what
+
+
+def test_more_tokens_than_rows_are_refused(tmp_path: Path):
+    values = weights("llama")
+    path = tmp_path / "a.gguf"
+    tensors = [
+        NewTensor(name, value.shape, Type.F32, functools.partial(list, [value]))
+        for name, value in (values | {"token_embd.weight": np.ones((9, 8), np.float32)}).items()
+    ]
+    write(path, gguf_files.metadata("llama", values), tensors)
+    with pytest.raises(DataError, match=r"vocabulary has 26\d tokens\n.*embd\.weight has 9 rows"):
+        gguf_model.load(path)
 
 
 def test_the_code_3_names_the_tensor(tmp_path: Path):
