@@ -339,7 +339,8 @@ def test_history_several_lines_and_the_end(trained_run: Path, state: Path, tmp_p
         saved = tmp_path / "chat.json"
         terminal.type("one\x1b\rtwo\r")  # Alt-Enter between
         terminal.type(f"\x1b[200~three\nfour\x1b[201~\r/save {saved}\r")  # pasted
-        terminal.wait_for("holds 4 turns", at)
+        at = terminal.wait_for("holds 4 turns", at).end()
+        terminal.wait_for(PROMPT, at)
         terminal.type("\x04")
         assert terminal.end() == ExitCode.OK
         said = [turn["content"] for turn in json.loads(saved.read_text())["turns"]]
