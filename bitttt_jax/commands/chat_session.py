@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from bitttt_jax.commands.figures import Figures
-from bitttt_jax.errors import ConfigError, did_you_mean
+from bitttt_jax.errors import ConfigError, DataError, did_you_mean
 from bitttt_jax.inference.conversation import Conversation
 from bitttt_jax.inference.engine import Engine
 from bitttt_jax.inference.model import Model
@@ -60,6 +62,8 @@ class Session:
         """Whether fast weights go on from turn to turn."""
         self._engine = self._new_engine()
         self._replies = 0
+        self._stream: list[int] | None = None
+        """What the model has read and written so far, where the next turn can go on from it."""
 
     def introduction(self) -> str:
         """What the user should know before the first turn."""
@@ -82,6 +86,8 @@ class Session:
         conversation.add("user", text)
         try:
             tokens, forgotten = conversation.trim(self._limit())
+            if not forgotten:
+                tokens = self._continued(tokens)
             if not self.keeps_learning:
                 self._engine = self._new_engine()
             request = Request(
@@ -105,6 +111,15 @@ class Session:
         self._replies += 1
         return handle
 
+    def _continued(self, tokens: np.ndarray) -> np.ndarray:
+        """The same conversation with the model's replies in the tokens in which it wrote them."""
+        after = self.conversation.after_reply()
+        if not self.keeps_learning or self._stream is None or after is None:
+            return tokens
+        stream = np.concatenate([np.array(self._stream, np.int32), after])
+        limit = self._limit()
+        return stream if limit is None or len(stream) <= limit else tokens
+
     def reply(self, handle: Handle) -> Iterator[Piece]:
         """The pieces of a reply, which becomes a turn of the conversation however it ends."""
         text = ""
@@ -114,6 +129,10 @@ class Session:
                 yield piece
         finally:
             self.conversation.add("assistant", text)
+            # After a stop string the model has written more than its turn has.
+            is_whole = handle.finish_reason != "stop" or len(handle.chosen) > len(handle.tokens)
+            written = [*map(int, handle.prompt_T), *handle.tokens]
+            self._stream = written if is_whole and not handle.has_read_beyond_its_end else None
 
     def command(self, line: str) -> str | None:
         """Does what a line that begins with a slash asks.
@@ -133,12 +152,12 @@ class Session:
                 return None
             case "/reset":
                 self.conversation.turns.clear()
-                self._engine = self._new_engine()
+                self._begin_anew()
                 return "the conversation is forgotten"
             case "/save" | "/load":
                 return self._file(name, rest)
             case "/system":
-                self.conversation.system = rest
+                self.conversation.system, self._stream = rest, None
                 return "the instructions are set" if rest else "there are no instructions"
             case "/temp":
                 return self._set_temperature(rest)
@@ -155,12 +174,41 @@ class Session:
         if not rest:
             raise ConfigError(f"{name} needs the name of a file", fix=f"{name} chat.json")
         path = Path(rest).expanduser()
+        memory = path.with_name(f"{path.name}.memory")
         if name == "/save":
-            self.conversation.save(path, self.name)
-            return f"{path} holds {len(self.conversation.turns)} turns"
+            is_kept = self._save(memory)
+            self.conversation.save(path, self.name, self._stream if is_kept else None)
+            kept = f", and {memory} what was learned from them" if is_kept else ""
+            return f"{path} holds {len(self.conversation.turns)} turns{kept}"
         saved = self.conversation.load(path)
+        self._begin_anew()
+        if self.keeps_learning and saved.tokens:
+            self._load(memory, saved.tokens)
         other = "" if saved.model == self.name else f", from a chat with {saved.model}"
         return f"{len(saved.turns)} turns{other}"
+
+    def _save(self, memory: Path) -> bool:
+        """Writes what the fast weights learned; returns whether there is something."""
+        memory.unlink(missing_ok=True)  # of another conversation that was saved here
+        if not self.keeps_learning or not self._stream:
+            return False
+        try:
+            return self._engine.save(memory, np.array(self._stream, np.int32)) > 0
+        except ConfigError:  # too little was read to keep it
+            return False
+
+    def _load(self, memory: Path, tokens: list[int]) -> None:
+        try:
+            known = self._engine.load(memory).tolist()
+        except DataError as error:
+            self.notify(f"({error.what}; the conversation is read again)")
+        else:
+            if tokens[: len(known)] == known:
+                self._stream = tokens
+
+    def _begin_anew(self) -> None:
+        """Forgets what the model keeps of what it has read."""
+        self._engine, self._stream = self._new_engine(), None
 
     def _set_temperature(self, rest: str) -> str:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
@@ -34,6 +34,8 @@ class SavedConversation(pydantic.BaseModel, extra="forbid"):
     """What answered; another model may go on."""
     system: str
     turns: list[Turn]
+    tokens: list[Annotated[int, pydantic.Field(ge=0, lt=2**31)]] | None = None
+    """What the model has read and written, where a memory of it was saved too."""
 
 
 @dataclasses.dataclass
@@ -63,6 +65,27 @@ class Conversation:
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*system, *(turn.model_dump() for turn in self.turns)]
         return self.template.encode(self.tokenizer, messages)
+
+    def after_reply(self) -> np.ndarray | None:
+        """Tokens between the model's latest reply and its next one.
+
+        A reply's text can be encoded as other tokens than those that the model wrote. These and
+        the ones returned here continue what it has read, where the whole would begin anew.
+
+        Returns:
+          The tokens; None if the latest turns aren't a reply and a message, or if the template
+          writes what stands before the reply in another way once there is a reply.
+        """
+        if [turn.role for turn in self.turns[-2:]] != ["assistant", "user"]:
+            return None
+        if self.template is None:
+            return self.tokenizer.encode(self.turns[-1].content)
+        empty = Turn(role="assistant", content="")
+        turns = [*self.turns[:-2], empty, self.turns[-1]]
+        before = dataclasses.replace(self, turns=self.turns[:-2]).tokens()
+        tokens = dataclasses.replace(self, turns=turns).tokens()
+        begins_so = np.array_equal(tokens[: len(before)], before)
+        return tokens[len(before) :] if begins_so else None
 
     def add(self, role: Literal["user", "assistant"], content: str) -> None:
         """Adds a turn."""
@@ -94,15 +117,20 @@ class Conversation:
         forgotten, self.turns = len(self.turns) - len(turns), turns
         return tokens, forgotten
 
-    def save(self, path: Path, model: str) -> None:
+    def save(self, path: Path, model: str, tokens: list[int] | None = None) -> None:
         """Writes the conversation to a file.
+
+        Args:
+          path: the file, replaced as a whole.
+          model: what answered.
+          tokens: what the model has read and written, where that is to be continued.
 
         Raises:
           DataError: it can't be written.
         """
-        saved = SavedConversation(model=model, system=self.system, turns=self.turns)
+        saved = SavedConversation(model=model, system=self.system, turns=self.turns, tokens=tokens)
         try:
-            write_atomically(path, saved.model_dump_json(indent=2) + "\n")
+            write_atomically(path, saved.model_dump_json(exclude_none=True) + "\n")
         except (OSError, ValueError) as error:  # ValueError: half a surrogate pair, from a pipe
             raise DataError(f"{path} can't be written", str(error)) from None
 

@@ -82,6 +82,7 @@ def test_a_file_keeps_it(tmp_path: Path):
         b'{"model": "", "system": "", "turns": [{"role": "system", "content": ""}]}',
         b'{"model": "", "system": "", "turns": [{"role": "user", "content": 3}]}',
         b'{"model": "", "system": "", "turns": [], "more": 1}',
+        b'{"model": "", "system": "", "turns": [], "tokens": [4294967296]}',
     ],
 )
 def test_damaged_files_change_nothing(tmp_path: Path, content: bytes):
@@ -104,3 +105,16 @@ def test_what_is_saved_is_readable(tmp_path: Path):
         "system": "be kind",
         "turns": [{"role": "user", "content": "turn 0"}],
     }
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_what_follows_a_reply(template: ChatTemplate | None):
+    """Before it, the reply and this together are the whole."""
+    made = conversation(template, 3)
+    before = Conversation(TOKENIZER, template, made.system, made.turns[:1]).tokens()
+    after = made.after_reply()
+    assert after is not None
+    parts = [*before, *b"turn 1", *after]
+    assert parts == made.tokens().tolist()
+    made.turns.pop()
+    assert made.after_reply() is None
