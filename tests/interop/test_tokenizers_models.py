@@ -160,7 +160,6 @@ PUBLISHED = (
     "mistralai-Mistral-Nemo-Instruct-2407",
     "microsoft-Phi-3.5-mini-instruct",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
-    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
 )
 CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "Hi"}],
