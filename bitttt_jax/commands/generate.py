@@ -131,18 +131,8 @@ def _show_logprobs(
 def _statistics(prompt_tokens: int, figures: Figures) -> str:
     (reply,) = figures.replies
     line = f"{prompt_tokens} prompt tokens"
-<<<<<<< HEAD
     if reply.tokens:
         line += f", first token after {reply.first:.2f} s with compilation"
     if reply.rate:
         return f"{line}, {reply.tokens} tokens, the later ones at {reply.rate:.0f} tok/s"
     return f"{line}, {reply.tokens} tokens"
-=======
-    if times:
-        line += f", first token after {times[0] - loaded:.2f} s with compilation"
-    # The first call waits for compilation.
-    if later := [each for each in times if each > times[0]]:
-        rate = len(later) / (times[-1] - times[0])
-        return f"{line}, {len(times)} tokens, the later ones at {rate:.0f} tok/s"
-    return f"{line}, {len(times)} tokens"
->>>>>>> f08479f6e27afe62f634306243300d80c91ebe40

@@ -186,13 +186,8 @@ def _block_matrices(
     tensors: _Tensors,
     config: ModelConfig,
     index: int,
-<<<<<<< HEAD
-    orders: dict[str, np.ndarray],
-    weights: WeightType,
-=======
     permuted: bool,
-    weights: FloatForm,
->>>>>>> 22e1861377a330635a72ee417a82bf632469c21c
+    weights: WeightType,
 ) -> dict[Place, Matrix]:
     shapes = projection_shapes(config)
     matrices: dict[Place, Matrix] = {}

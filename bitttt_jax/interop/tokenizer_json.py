@@ -6,6 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bitttt_jax.errors import DataError
+
+# Every way to cut a token is looked at; the longest of Llama 3 has 128 characters.
+_MOST_CHARS = 512
+
 SPACE = "▁"
 """How SentencePiece writes a space."""
 
@@ -101,7 +106,16 @@ def merges_by_priority(
     Args:
       priorities: of the tokens that merges may give; the lowest is done first.
       tokens: by id: of two merges to the same token, the one of the lower ids is done first.
+
+    Raises:
+      DataError: a token is far longer than vocabularies have them.
     """
+    longest = max(priorities, key=len, default="")
+    if len(longest) > _MOST_CHARS:
+        raise DataError(
+            f"the vocabulary has a token of {len(longest)} characters",
+            f"{longest!r:.40}… is longer than {_MOST_CHARS}",
+        )
     ids = {token: id_ for id_, token in enumerate(tokens) if token in priorities}
     found = []
     for token, priority in priorities.items():

@@ -68,8 +68,11 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
         role: _token_id(metadata, f"tokenizer.ggml.{role}_token_id", len(tokens))
         for role in ("bos", "eos", "eot", "eom", "unknown")
     }
-    read = _byte_level if kind == "gpt2" else _sentence_piece
-    text, adds_bos = read(metadata, tokens, types, added, ids["unknown"])
+    if kind == "gpt2":
+        text, adds_bos = _byte_level(metadata, tokens, added)
+    else:
+        text = _sentence_piece(metadata, tokens, types, added, ids["unknown"])
+        adds_bos = True
     try:
         return Tokenizer(
             text,
@@ -173,14 +176,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _byte_level(
-    metadata: Mapping[str, object],
-    tokens: list[str],
-    types: np.ndarray,
-    added: dict[int, bool],
-    unknown: int | None,
+    metadata: Mapping[str, object], tokens: list[str], added: dict[int, bool]
 ) -> tuple[str, bool]:
     """The tokenizer.json of byte-level merges, and whether documents begin with bos."""
-    del types, unknown
     key = "tokenizer.ggml.pre"
     # Files from before the field had been thought of; BitNet's official one is among them.
     pre = metadata.get(key, "llama-bpe" if len(tokens) == _LLAMA3_TOKENS else "default")
@@ -205,8 +203,8 @@ def _sentence_piece(
     types: np.ndarray,
     added: dict[int, bool],
     unknown: int | None,
-) -> tuple[str, bool]:
-    """The tokenizer.json of SentencePiece's merges, and whether documents begin with bos."""
+) -> str:
+    """The tokenizer.json of SentencePiece's merges."""
     if metadata.get("tokenizer.ggml.scores") is None:
         raise _fault(metadata, "tokenizer.ggml.scores", f"{len(tokens)} numbers")
     scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens), "f")
@@ -216,14 +214,13 @@ def _sentence_piece(
         for id_, token in enumerate(tokens)
         if id_ not in added and types[id_] != _BYTE
     }
-    text = tokenizer_json.sentence_piece(
+    return tokenizer_json.sentence_piece(
         tokens,
         priorities,
         added,
         None if unknown is None else tokens[unknown],
         adds_space=_flag(metadata, "tokenizer.ggml.add_space_prefix", True),
     )
-    return text, True
 
 
 def _tokens(metadata: Mapping[str, object]) -> list[str]:
@@ -338,8 +335,6 @@ def _read_ranks(path: Path) -> list[bytes]:
             f"it has {len({*tokens})} tokens, not {_LLAMA3_RANKS} with a rank each",
             "the model's tokenizer.json",
         )
-    if max(map(len, tokens)) > _MOST_TOKEN_CHARS:
-        raise DataError(f"{path} isn't a Llama 3 rank file", "it has a token that is too long")
     return tokens
 
 

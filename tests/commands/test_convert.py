@@ -4,15 +4,24 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
+import bitttt_jax
 from bitttt_jax.commands import bench, convert, evaluate, generate
+from bitttt_jax.config import ModelConfig
 from bitttt_jax.data import safetensors
+from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import ExitCode
 from bitttt_jax.inference import packed_model
+from bitttt_jax.interop import huggingface_export
+from bitttt_jax.interop.foreign import ForeignModel
+from bitttt_jax.models import parameters
+from bitttt_jax.models.transformer import init_params
 
 Captured = pytest.CaptureFixture[str]
 
@@ -53,11 +62,18 @@ def test_the_packed_model_writes_the_same_text(
     assert layout in (folder / packed_model.CARD_FILE).read_text()
 
 
-@pytest.mark.parametrize(("table", "dtype"), [("int8", np.int8), ("int4", np.uint8)])
-def test_quantised_tables(table, dtype, trained_run: Path, tmp_path: Path, capsys: Captured):
+@pytest.mark.parametrize(
+    ("table", "codes", "dtype"),
+    [
+        ("int8", "codes", np.int8),
+        ("int4", "codes", np.uint8),
+        ("int4x2", "fine", np.uint8),
+    ],
+)
+def test_quantised_tables(table, codes, dtype, trained_run: Path, tmp_path: Path, capsys: Captured):
     assert convert.main([str(trained_run), str(tmp_path / "m"), f"--table={table}"]) == ExitCode.OK
     tensors, _ = safetensors.read(tmp_path / "m" / packed_model.WEIGHTS_FILE)
-    assert tensors["embed/embedding/codes"].dtype == dtype
+    assert tensors[f"embed/embedding/{codes}"].dtype == dtype
     out = capsys.readouterr().out
     before, after = map(
         float, re.search(r"held-out loss +(\S+) before, (\S+) packed", out).groups()
@@ -222,3 +238,69 @@ def test_the_weights_are_in_memory_once(packed_folder: Path, monkeypatch: pytest
         if leaf.dtype == np.uint8
     ]
     assert pointers and all(0 <= pointer < len(buffer) for pointer in pointers)
+
+
+def attention_model(**settings: Any) -> ForeignModel:
+    config = ModelConfig(
+        vocab_size=257, dim=128, num_layers=1, num_heads=2, mlp_dim=256, **settings
+    )
+    params = parameters.unstack(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
+    return ForeignModel(config, params, Tokenizer.bytes(), "random", 64, "{{ messages }}")
+
+
+@pytest.fixture(scope="module")
+def ternary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of packed weights."""
+    folder = tmp_path_factory.mktemp("models") / "ternary"
+    huggingface_export.export(folder, attention_model(), "hf-packed")
+    return folder
+
+
+@pytest.mark.parametrize("to", ["packed", "hf", "hf-packed", "gguf-f16", "gguf-i2_s"])
+def test_models_of_other_programs_go_on_to_every_format(
+    ternary_folder: Path, tmp_path: Path, capsys: Captured, to: str
+):
+    before = bitttt_jax.load(ternary_folder)
+    path = tmp_path / ("model.gguf" if to.startswith("gguf") else "model")
+    assert convert.main([str(ternary_folder), str(path), f"--to={to}"]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert to == "packed" or "read back" in out
+    assert "bytes" in out and str(path) in out
+    after = bitttt_jax.load(path)
+    assert (after.context, after.chat_template) == (64, "{{ messages }}")
+    assert after.tokenizer.encode("déf").tolist() == before.tokenizer.encode("déf").tolist()
+    assert after.tokenizer.adds_bos == before.tokenizer.adds_bos
+    tokens = np.arange(40)
+    expected = before.logits(tokens)
+    # gguf-f16 and hf have masters, of which the scale is found again in rounded numbers.
+    np.testing.assert_allclose(after.logits(tokens), expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_runs_as_hugging_face_folders(trained_run: Path, tmp_path: Path, capsys: Captured):
+    assert convert.main([str(trained_run), str(tmp_path / "hf"), "--to=hf"]) == ExitCode.OK
+    assert "read back" in capsys.readouterr().out
+    run, folder = bitttt_jax.load(trained_run), bitttt_jax.load(tmp_path / "hf")
+    assert folder.tokenizer.adds_bos and folder.tokenizer.bos_id == run.tokenizer.bos_id
+    # As other programs read it.
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    assert backend.encode("def").ids[0] == run.tokenizer.bos_id
+    tokens = np.arange(32)
+    expected = run.logits(tokens)
+    np.testing.assert_allclose(folder.logits(tokens), expected, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--to=gguf-tq2_0", "--table=int8"], "--table=int8 isn't known with --to=gguf-tq2_0"),
+        (["--to=hf", "--layout=base3"], "--layout=base3 isn't known"),
+        (["--to=gguf-tq2_0"], "block 0 is ttt"),
+        (["--to=hf-packed"], "layer 0 is ttt"),
+    ],
+)
+def test_what_a_format_cannot_hold(
+    trained_run: Path, tmp_path: Path, capsys: Captured, flags: list[str], message: str
+):
+    assert convert.main([str(trained_run), str(tmp_path / "m"), *flags]) == ExitCode.USAGE
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()

@@ -291,7 +291,6 @@ def test_rank_files_merge_by_rank(tmp_path: Path) -> None:
         lambda lines: [*lines[:-1], b"YWFh"],
         lambda lines: [*lines[:-1], b"Y!Fh 127999"],
         lambda lines: [*lines[:-1], b"YWFh -1"],
-        lambda lines: [*lines[:-1], base64.b64encode(b"a" * 9999) + b" 127999"],
     ],
 )
 def test_damaged_rank_files(tmp_path: Path, damage: Any) -> None:
@@ -299,6 +298,16 @@ def test_damaged_rank_files(tmp_path: Path, damage: Any) -> None:
     path.write_bytes(b"\n".join(damage(rank_lines())))
     with pytest.raises(DataError, match=r"tokenizer\.model"):
         tokenizers.from_rank_file(path)
+
+
+def test_tokens_of_absurd_length(tmp_path: Path) -> None:
+    long = with_tokens(vocabularies.sentence_piece(), ("a" * 1000, NORMAL))
+    with pytest.raises(DataError, match="a token of 1000 characters"):
+        tokenizers.from_gguf(long)
+    lines = [*rank_lines()[:-1], base64.b64encode(b"a" * 1000) + b" 127999"]
+    (tmp_path / "ranks").write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match="a token of 1000 characters"):
+        tokenizers.from_rank_file(tmp_path / "ranks")
 
 
 def write(folder: Path, **files: object) -> None:
