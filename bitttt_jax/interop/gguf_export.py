@@ -210,7 +210,7 @@ def _compare(
     read_config = dataclasses.replace(again.config, compute_dtype=config.compute_dtype)
     token_T = np.random.default_rng(0).integers(0, tokenizer.vocab_size, _TOKENS_COMPARED)
     before, after = (
-        np.asarray(logits(c, p, jnp.asarray(token_T[None])))
+        np.asarray(_logits(c, p, jnp.asarray(token_T[None])))
         for c, p in ((config, params), (read_config, again.params))
     )
     difference = float(np.sqrt(np.mean((after - before) ** 2)) / np.std(before))
@@ -224,5 +224,5 @@ def _compare(
 
 
 @jax.jit(static_argnums=0)
-def logits(config: ModelConfig, params: Any, token_BT: jax.Array) -> jax.Array:
+def _logits(config: ModelConfig, params: Any, token_BT: jax.Array) -> jax.Array:
     return transformer.logits(config, params, transformer.read(config, params, token_BT))

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,6 +25,7 @@ from bitttt_jax.inference.model import Model
 from bitttt_jax.inference.prompt import encode_prompt
 from bitttt_jax.interop import gguf_export, gguf_model
 from bitttt_jax.interop.foreign import ForeignModel
+from bitttt_jax.models import packed
 from tests.interop.test_gguf_export import CONFIG, FLOAT, SUBLN, params
 
 pytestmark = pytest.mark.models
@@ -146,18 +146,11 @@ def test_our_models_run_there(tmp_path: Path, peer: Any, tokenizer, changes, kin
     other = peer(path)
     assert other.encode(TEXT) == tokenizer.encode(TEXT).tolist()
     token_T = encode_prompt(tokenizer, TEXT)[:100]
-    ours = np.asarray(
-        gguf_export.logits(config, _for_inference(config), jnp.asarray(token_T[None]))
-    )
+    run = TrainConfig(model=config)
+    ours = Model(run, packed.pack_params(config, params(config)), tokenizer, "").logits(token_T)
     theirs = other.logits(token_T)
-    assert difference(theirs, ours[0]) < limit
-    assert np.mean(theirs.argmax(-1) == ours[0].argmax(-1)) > 0.85
-
-
-def _for_inference(config: ModelConfig) -> Any:
-    from bitttt_jax.models import packed
-
-    return packed.pack_params(config, params(config))
+    assert difference(theirs, ours) < limit
+    assert np.mean(theirs.argmax(-1) == ours.argmax(-1)) > 0.85
 
 
 @pytest.mark.parametrize(
