@@ -50,6 +50,8 @@ class Flags:
     reads half. Unless exact, the loss of the held-out text is measured before and after."""
     step: int | None = None
     """Training step of a run's checkpoint; the newest one by default."""
+    i2_s_layout: Literal["x86", "arm"] = "x86"
+    """Order of the codes in the I2_S tensors of a GGUF file that is read."""
     revision: str = ""
     """Branch, tag or commit of a model on the Hub."""
 
@@ -75,7 +77,12 @@ def _main(argv: Sequence[str]) -> None:
     from bitttt_jax.inference.load import load
 
     use_compile_cache()
-    model = load(flags.source, step=flags.step, revision=flags.revision or None)
+    model = load(
+        flags.source,
+        step=flags.step,
+        revision=flags.revision or None,
+        i2_s_layout=flags.i2_s_layout,
+    )
     if flags.to == "packed":
         report = _pack(flags, destination, model)
     elif flags.to in get_args(HuggingFace):

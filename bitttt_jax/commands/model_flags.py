@@ -28,6 +28,9 @@ class ModelFlags:
     as int8 rows, which are read twice as fast."""
     revision: str = ""
     """Branch, tag or commit of a model on the Hub."""
+    i2_s_layout: Literal["x86", "arm"] = "x86"
+    """Order of the codes in a GGUF file's I2_S tensors: `arm` is that of files that bitnet.cpp's
+    quantiser wrote on ARM processors, which nothing in them tells; published ones are `x86`."""
     device: str = ""
     """Device that computes: `cpu`, `gpu`, `gpu:1`, `tpu` …; JAX's choice by default."""
 
@@ -83,6 +86,7 @@ def load_model(flags: ModelFlags) -> Model:
         step=flags.step,
         weights=flags.weights,
         revision=flags.revision or None,
+        i2_s_layout=flags.i2_s_layout,
     )
 
 

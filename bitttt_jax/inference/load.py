@@ -61,7 +61,7 @@ def load(
         raise ConfigError(f"--step={step}: {path} isn't a training run")
     return Model(
         TrainConfig(name=place.name, model=found.config),
-        found.params,
+        packed_model.readable(found.params),
         found.tokenizer,
         found.description,
         found.context,

@@ -124,7 +124,7 @@ def load(folder: Path) -> tuple[TrainConfig, Params, Tokenizer, PackedManifest]:
     tensors, _ = safetensors.read(folder / WEIGHTS_FILE, weights)
     _check_digest(folder / WEIGHTS_FILE, manifest, weights.hexdigest())
     expected = abstract_params(config.model, manifest.layout, manifest.table)
-    params = _readable(_params(expected, tensors, folder / WEIGHTS_FILE))
+    params = readable(_params(expected, tensors, folder / WEIGHTS_FILE))
     return config, params, Tokenizer.load(folder / TOKENIZER_FILE), manifest
 
 
@@ -165,8 +165,8 @@ def as_array(values: np.ndarray) -> jax.Array:
     return jax.device_put(values)
 
 
-def _readable(params: Params) -> Params:
-    """Ternary weights in the layout that the kernel of this backend reads."""
+def readable(params: Params) -> Params:
+    """Parameters with ternary weights in the layout that the kernel of this backend reads."""
     is_packed = lambda leaf: isinstance(leaf, PackedTernary)
     wanted: Layout = "rows4" if jax.default_backend() == "tpu" else "i2_s"
     convert = jax.jit(lambda leaf: convert_layout(leaf, wanted))
