@@ -57,6 +57,8 @@ _GROUP_CHARS = 1 << 22
 # two words before the space: a cut there leaves the tokens as they are.
 _CUT = re.compile(r"(?s:.*)[^\W_](?=\n| [^\W_])")
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+
 Item = TypeVar("Item")
 
 
@@ -96,9 +98,9 @@ class Tokenizer:
             tuple(stop_ids) or kept.stop,
             kept.adds_bos if adds_bos is None else adds_bos,
         )
-        unknown = {ids.bos, ids.eos, *ids.stop} - {None, *self._backend.get_vocab().values()}
-        if unknown:
-            raise DataError(f"the tokenizer has no token {unknown.pop()}", "but is said to use it")
+        for id_ in (ids.bos, ids.eos, *ids.stop):
+            if id_ is not None and self.token(id_) is None:
+                raise DataError(f"the tokenizer has no token {id_}", "but is said to use it")
         eos = self._first_of(_EOS_NAMES) if ids.eos is None else ids.eos
         if eos is None:
             raise DataError(
@@ -115,8 +117,9 @@ class Tokenizer:
         """Whether documents begin with `bos_id`: ours do, those of some other programs don't."""
         self.stop_ids: tuple[int, ...] = tuple(sorted({eos, *ids.stop, *self._named_stops()}))
         """The tokens that end a reply."""
-        self.text: str = text if ids == kept else self._keep_ids(ids.stop)
-        """The contents of the tokenizer.json."""
+        self._given = text if ids == kept else None
+        if ids != kept:
+            self._keep_ids(ids.stop)
 
     @classmethod
     def bytes(cls) -> Tokenizer:
@@ -166,6 +169,11 @@ class Tokenizer:
         atomic.write_text(Path(path), self.text)
 
     @functools.cached_property
+    def text(self) -> str:
+        """The contents of the tokenizer.json."""
+        return self._backend.to_str() if self._given is None else self._given
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of the JSON with sorted keys and no white space."""
         canonical = json.dumps(json.loads(self.text), sort_keys=True, separators=(",", ":"))
@@ -186,7 +194,9 @@ class Tokenizer:
 
     def token(self, id_: int) -> str | None:
         """The name of a token, such as `<|eot_id|>`; None if there is no such id."""
-        token: str | None = self._backend.id_to_token(id_)
+        token: str | None = None
+        if 0 <= id_ < _MOST_TOKENS:
+            token = self._backend.id_to_token(id_)
         return token
 
     def encode(self, text: str) -> np.ndarray:
@@ -232,10 +242,11 @@ class Tokenizer:
         names = self._guarded_names
         if not names:
             return text
-        first, last = (_any_of({name[end] for name in names}) for end in (0, -1))
         if edges:
-            return re.sub(f"(?={last})", GUARD, re.sub(f"({first})", rf"\1{GUARD}", text))
+            ends = _any_of({name[end] for name in names for end in (0, -1)})
+            return re.sub(f"({ends})", rf"{GUARD}\1{GUARD}", text)
         # Only looks ahead, so that a name that begins within another one is found too.
+        first = _any_of({name[0] for name in names})
         return re.sub(f"(?={'|'.join(map(re.escape, names))})({first})", rf"\1{GUARD}", text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -256,8 +267,8 @@ class Tokenizer:
         ids = (self.token_id(name) for name in STOP_NAMES)
         return (id_ for id_ in ids if id_ is not None and id_ in added and added[id_].special)
 
-    def _keep_ids(self, stop: tuple[int, ...]) -> str:
-        """The tokenizer.json with the ids of the documents' ends and of replies' in it."""
+    def _keep_ids(self, stop: tuple[int, ...]) -> None:
+        """Puts the ids of the documents' ends and of replies' where the tokenizer.json has them."""
         ids = {"bos": [self.bos_id], "eos": [self.eos_id], "stop": list(stop)}
         self._backend.post_processor = processors.TemplateProcessing(
             single="bos $A" if self.adds_bos else "$A",
@@ -267,8 +278,6 @@ class Tokenizer:
                 if values
             ],
         )
-        text: str = self._backend.to_str()
-        return text
 
     def only_added(self, ids: np.ndarray) -> np.ndarray:
         """Those of some token ids that are of special or other added tokens."""
@@ -283,10 +292,13 @@ class Tokenizer:
     @functools.cached_property
     def _chat_backend(self) -> tokenizers.Tokenizer:
         """Finds special tokens before it drops the guards, everything else after."""
-        content = json.loads(self.text)
-        for token in content["added_tokens"]:
-            token["normalized"] = False
-        backend = _backend(json.dumps(content))
+        text = self.text
+        if any(token.normalized for token in self._backend.get_added_tokens_decoder().values()):
+            content = json.loads(text)
+            for token in content["added_tokens"]:
+                token["normalized"] = False
+            text = json.dumps(content)
+        backend = _backend(text)
         drop = normalizers.Replace(GUARD, "")
         own = backend.normalizer
         backend.normalizer = drop if own is None else normalizers.Sequence([drop, own])
@@ -314,17 +326,28 @@ class Decoder:
         """Takes the next token; returns the text that it completes, often none or one word."""
         self._pending.append(token)
         text = self._tokenizer.decode(self._context + self._pending)
-        if text.endswith("\ufffd"):  # may become a character, those before it won't
-            return self._give(text[:-1])
+        if text.endswith("\ufffd"):  # the last ones may become a character, those before won't
+            return self._give(text[: max(len(text.rstrip("\ufffd")), len(text) - 3)])
         given = self._give(text)
         if given:
-            self._context, self._pending = self._pending, []
+            self._context, self._pending = self._next_context(), []
             self._given = len(self._tokenizer.decode(self._context))
         return given
 
     def flush(self) -> str:
         """Returns what is left at the end, an incomplete character as U+FFFD."""
         return self._give(self._tokenizer.decode(self._context + self._pending))
+
+    def _next_context(self) -> list[int]:
+        """The tokens last given out, up to one that isn't a byte of SentencePiece's.
+
+        Its decoder takes bytes that stand together for one text, and shows none of its characters
+        while the last one is incomplete.
+        """
+        tokens = self._pending
+        while tokens and _BYTE.fullmatch(self._tokenizer.token(tokens[-1]) or ""):
+            tokens = tokens[:-1]
+        return tokens or self._context or self._pending
 
     def _give(self, text: str) -> str:
         given = text[self._given :]

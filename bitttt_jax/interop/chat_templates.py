@@ -26,7 +26,7 @@ import numpy as np
 
 from bitttt_jax.data.tokenizers import GUARD, Tokenizer
 from bitttt_jax.errors import DataError
-from bitttt_jax.interop import template_worker, tokenizers
+from bitttt_jax.interop import tokenizers
 
 Message = Mapping[str, str]
 """`role` (`system`, `user` or `assistant`) and `content`."""
@@ -46,7 +46,9 @@ BITNET_2B4T = """\
 # Only the template in the first official GGUF files of 2B4T has this; the model wasn't taught it.
 _WRONG_2B4T = "BITNETAssistant"
 
+_WORKER = Path(__file__).with_name("template_worker.py")
 _MOST_CHARS = 1 << 20
+_SECONDS = 5.0  # of processor time, to render one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
         }
-        answer = _worker().ask({"template": self.text, "variables": variables})
+        answer = _worker().ask({"template": self.text, "variables": variables, "seconds": _SECONDS})
         if "text" in answer:
             return answer["text"]
         if "refused" in answer:
@@ -230,7 +232,7 @@ class _Worker:
         # -P: the modules beside the script are no libraries. A session of its own: Ctrl-C at the
         # terminal is for the program that asks.
         return subprocess.Popen(
-            [sys.executable, "-P", template_worker.__file__],
+            [sys.executable, "-P", str(_WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -243,7 +245,7 @@ class _Worker:
         code = process.wait()
         self.close()
         if code == -signal.SIGVTALRM:
-            return f"it takes more than {template_worker.SECONDS:g} seconds"
+            return f"it takes more than {_SECONDS:g} seconds"
         return f"the process that renders it ended with {code}"
 
 

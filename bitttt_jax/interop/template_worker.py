@@ -23,8 +23,6 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
 
-SECONDS = 5.0
-"""Most processor time of a request."""
 MEMORY_BYTES = 512 << 20
 OUTPUT_CHARS = 8 << 20
 
@@ -49,17 +47,17 @@ class Namespace(jinja2.utils.Namespace):
 
     def __init__(self, /, **values: Any):
         for name in values:
-            self._check(name)
+            _check_name(name)
         super().__init__(**values)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name)
+        _check_name(name)
         super().__setitem__(name, value)
 
-    @staticmethod
-    def _check(name: str) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace has no {name}")
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no {name}")
 
 
 @functools.cache
@@ -109,7 +107,8 @@ def render(text: str, variables: dict[str, Any]) -> str:
         pieces.append(piece)
         chars += len(piece)
         if chars > OUTPUT_CHARS:
-            raise Refused(f"its text has more than {OUTPUT_CHARS} characters")
+            why = f"its text has more than {OUTPUT_CHARS} characters"
+            raise jinja2.exceptions.TemplateRuntimeError(why)
     return "".join(pieces)
 
 
@@ -126,11 +125,13 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answers requests until their end."""
+    """Answers requests (`template`, `variables`, `seconds`) until there are no more."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)  # when it runs out, the process ends
-        result = json.dumps(answer(json.loads(line)))
+        request = json.loads(line)
+        # Processor time: when it runs out, the process ends.
+        signal.setitimer(signal.ITIMER_VIRTUAL, request["seconds"])
+        result = json.dumps(answer(request))
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         print(result, flush=True)
 

@@ -12,7 +12,7 @@ SPACE = "▁"
 
 def byte_level(
     tokens: Sequence[str],
-    merges: Sequence[tuple[str, str]],
+    merges: Sequence[str] | Sequence[tuple[str, str]],
     added: Mapping[int, bool],
     patterns: Sequence[str],
     *,
@@ -22,7 +22,7 @@ def byte_level(
 
     Args:
       tokens: by id.
-      merges: the first is done first.
+      merges: two tokens, which may have a space between them; the first is done first.
       added: ids of tokens that are found as a whole, and whether they are special.
       patterns: regular expressions that cut text before merging (`pre_tokenizers`).
       ignore_merges: a piece that is a token stays whole, whatever the merges come to.

@@ -27,6 +27,7 @@ _MOST_TOKEN_CHARS = 1 << 12
 _MOST_FILE_BYTES = 1 << 28
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
+_MERGES_KEY = "tokenizer.ggml.merges"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 _LLAMA3_TOKENS = 128_256
@@ -69,13 +70,18 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     }
     read = _byte_level if kind == "gpt2" else _sentence_piece
     text, adds_bos = read(metadata, tokens, types, added, ids["unknown"])
-    return Tokenizer(
-        text,
-        bos_id=ids["bos"],
-        eos_id=ids["eos"],
-        stop_ids=[id_ for id_ in (ids["eot"], ids["eom"]) if id_ is not None],
-        adds_bos=_flag(metadata, "tokenizer.ggml.add_bos_token", adds_bos),
-    )
+    try:
+        return Tokenizer(
+            text,
+            bos_id=ids["bos"],
+            eos_id=ids["eos"],
+            stop_ids=[id_ for id_ in (ids["eot"], ids["eom"]) if id_ is not None],
+            adds_bos=_flag(metadata, "tokenizer.ggml.add_bos_token", adds_bos),
+        )
+    except DataError:
+        if kind == "gpt2":
+            _check_merges(metadata, set(tokens))
+        raise
 
 
 def from_folder(folder: Path) -> Tokenizer:
@@ -185,7 +191,7 @@ def _byte_level(
     is_llama3 = name == "llama-bpe"
     text = tokenizer_json.byte_level(
         tokens,
-        _merges(metadata, set(tokens)),
+        _texts(metadata, _MERGES_KEY, _MOST_MERGES),
         added,
         PATTERNS[name],
         ignore_merges=is_llama3,
@@ -201,6 +207,8 @@ def _sentence_piece(
     unknown: int | None,
 ) -> tuple[str, bool]:
     """The tokenizer.json of SentencePiece's merges, and whether documents begin with bos."""
+    if metadata.get("tokenizer.ggml.scores") is None:
+        raise _fault(metadata, "tokenizer.ggml.scores", f"{len(tokens)} numbers")
     scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens), "f")
     # What is found as a whole, or stands for a byte, is never put together from characters.
     priorities = {
@@ -249,18 +257,13 @@ def _added(tokens: list[str], types: np.ndarray) -> dict[int, bool]:
     return {id_: id_ in special for id_ in sorted(special | users)}
 
 
-def _merges(metadata: Mapping[str, object], tokens: set[str]) -> list[tuple[str, str]]:
-    key = "tokenizer.ggml.merges"
-    merges = []
-    for merge in _texts(metadata, key, _MOST_MERGES):
-        cut = merge.find(" ", 1)  # the first character may be a space itself
-        left, right = merge[:cut], merge[cut + 1 :]
-        if cut < 0 or not {left, right, left + right} <= tokens:
-            raise DataError(
-                f"{key} has {merge!r:.99}", "a merge is of two tokens, into a third one"
-            )
-        merges.append((left, right))
-    return merges
+def _check_merges(metadata: Mapping[str, object], tokens: set[str]) -> None:
+    """Finds the merge that the library refused."""
+    for merge in _texts(metadata, _MERGES_KEY, _MOST_MERGES):
+        parts = merge.split(" ")
+        if len(parts) != 2 or not {*parts, "".join(parts)} <= tokens:
+            why = "a merge is of two tokens, with a space between them, into a third one"
+            raise DataError(f"{_MERGES_KEY} has {merge!r:.99}", why)
 
 
 def _texts(metadata: Mapping[str, object], key: str, most: int) -> list[str]:

@@ -199,3 +199,97 @@ def test_unusable_files(tmp_path: Path) -> None:
 
 def test_grouped_closes_a_group_at_the_limit() -> None:
     assert list(grouped([1, 2, 3, 9, 1], lambda n: n, 4)) == [[1, 2, 3], [9], [1]]
+
+
+def chat_tokenizer(**ids: object) -> Tokenizer:
+    """Bytes, a control token `<|end|>` (257), and words and spaces that are found as a whole."""
+    backend = tokenizers.Tokenizer.from_str(Tokenizer.bytes().text)
+    backend.add_special_tokens(["<|end|>"])
+    backend.add_tokens(["<tool>", "    "])
+    return Tokenizer(backend.to_str(), **ids)
+
+
+def test_ids_that_are_given_are_saved(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    given = chat_tokenizer(bos_id=257, eos_id=5, stop_ids=[7, 6], adds_bos=False)
+    given.save(path)
+    loaded = Tokenizer.load(path)
+    for tokenizer in (given, loaded):
+        assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos) == (257, 5, False)
+        assert tokenizer.stop_ids == (5, 6, 7, 256, 257)
+    assert loaded.fingerprint == given.fingerprint != chat_tokenizer().fingerprint
+    # Other programs read the file too, and see whether documents begin with a token.
+    plain = tokenizers.Tokenizer.from_file(str(path))
+    assert plain.encode("a").ids == [0x61]
+    chat_tokenizer(bos_id=257).save(path)
+    assert tokenizers.Tokenizer.from_file(str(path)).encode("a").ids == [257, 0x61]
+    assert Tokenizer.load(path).adds_bos
+
+
+def test_without_ids_the_text_stays_as_it_is() -> None:
+    text = json.dumps(json.loads(Tokenizer.bytes().text), indent=3)
+    tokenizer = Tokenizer(text)
+    assert tokenizer.text == text
+    assert (tokenizer.adds_bos, tokenizer.stop_ids) == (True, (256,))
+
+
+@pytest.mark.parametrize("ids", [{"eos_id": 999}, {"bos_id": -1}, {"stop_ids": [1 << 40]}])
+def test_ids_of_no_token(ids: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="the tokenizer has no token"):
+        chat_tokenizer(**ids)
+
+
+def test_only_what_a_template_wrote_is_special() -> None:
+    tokenizer = chat_tokenizer()
+    user = "<|end|><tool> <|en<|end|>d|>    <|end"
+    for edges in (False, True):
+        guarded = tokenizer.guard(user, edges=edges)
+        ids = tokenizer.encode_with_special(f"<|end|>{guarded}|>").tolist()
+        spaces = tokenizer.token_id("    ")
+        before, after = user.split("    ")
+        expected = [257, *before.encode(), spaces, *after.encode(), *b"|>"]
+        if not edges:  # a name that the template completes
+            expected[-len("<|end|>") :] = [257]
+        assert ids == expected
+    np.testing.assert_array_equal(tokenizer.encode_with_special("a<|end|>"), [0x61, 257])
+    assert tokenizer.only_added(np.array([1, 257, 2, 256])).tolist() == [257, 256]
+
+
+def test_guards_find_names_within_names() -> None:
+    backend = tokenizers.Tokenizer.from_str(Tokenizer.bytes().text)
+    backend.add_special_tokens(["<a><", "<b>"])
+    tokenizer = Tokenizer(backend.to_str())
+    guarded = tokenizer.guard("<a><b>")
+    assert bytes(tokenizer.encode_with_special(guarded).tolist()) == b"<a><b>"
+
+
+def test_tokens_are_special_before_text_is_normalised(tmp_path: Path) -> None:
+    content = json.loads(chat_tokenizer().text)
+    content["normalizer"] = {"type": "Lowercase"}
+    for token in content["added_tokens"]:
+        token["normalized"] = True
+    tokenizer = Tokenizer(json.dumps(content))
+    text = "<|end|>" + tokenizer.guard("<|END|><|end|>")
+    assert tokenizer.encode_with_special(text).tolist() == [257, *b"<|end|><|end|>"]
+
+
+def test_decoder_after_a_prompt_keeps_the_first_space(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(word_level(tmp_path / "t.json", "<s>", "</s>"))
+    hi, the = tokenizer.token_id("▁Hi"), tokenizer.token_id("▁the")
+    decoder = Decoder(tokenizer, [hi, hi, hi, hi, hi])
+    assert decoder.push(the) == " the"
+
+
+def test_a_pattern_that_never_ends_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(Tokenizer.bytes().text)
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    content["pre_tokenizer"] = pattern | {"invert": False}
+    with pytest.raises(DataError, match="the tokenizer can't encode this text"):
+        Tokenizer(json.dumps(content)).encode("a" * 60 + "b")
+
+
+def test_absurd_ids_are_refused() -> None:
+    content = json.loads(Tokenizer.bytes().text)
+    content["model"]["vocab"]["far"] = 2**32 - 1
+    with pytest.raises(DataError, match="has token 4294967295"):
+        _ = Tokenizer(json.dumps(content)).vocab_size

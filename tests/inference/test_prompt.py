@@ -19,3 +19,9 @@ def test_bytes_that_are_no_text():
     text = b"ab\xff".decode("utf-8", "surrogateescape")
     with pytest.raises(DataError, match="isn't valid UTF-8 at character 2"):
         encode_prompt(Tokenizer.bytes(), text)
+
+
+def test_models_that_learned_without_a_first_token():
+    tokenizer = Tokenizer(Tokenizer.bytes().text, adds_bos=False)
+    assert encode_prompt(tokenizer, "ab").tolist() == [*b"ab"]
+    assert encode_prompt(tokenizer, "").tolist() == [256]
