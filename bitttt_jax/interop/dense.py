@@ -62,6 +62,7 @@ def load(folder: Path, weights: WeightType = "bfloat16") -> ForeignModel:
     config = arrays.computed(_read_config(values))
     if config.num_layers > len(tensors):
         raise DataError(f"{folder} has fewer tensors than its config.json has layers")
+    tokenizer = tokenizers.from_folder(folder)
     shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
     shapes = jax.eval_shape(parameters.unstack, shapes)
     leaves = {
@@ -69,7 +70,6 @@ def load(folder: Path, weights: WeightType = "bfloat16") -> ForeignModel:
         for path, shape in parameters.flatten(shapes).items()
     }
     tensors.check_all_read()
-    tokenizer = tokenizers.from_folder(folder)
     context = values.integer("max_position_embeddings", 0, low=0)
     return ForeignModel(
         config,

@@ -20,7 +20,7 @@ from bitttt_jax.interop.arrays import Arrays, make_ternary, pack_codes, vector
 from bitttt_jax.interop.foreign import ForeignModel, WeightType
 from bitttt_jax.interop.huggingface_config import FAMILIES, Packing, read_architecture
 from bitttt_jax.interop.vocabulary import read_vocabulary
-from bitttt_jax.interop.weights import Weights
+from bitttt_jax.interop.weights import INDEX_FILE, SINGLE_FILE, Weights
 from bitttt_jax.models import parameters
 from bitttt_jax.ternary.packing import PackedTernary
 
@@ -34,11 +34,11 @@ _IGNORED = ("*.rotary_emb.inv_freq",)
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder has the configuration of a Hugging Face model."""
+    """Whether a folder has the configuration of a Hugging Face model, or at least such weights."""
     try:
         values = fields.read_json(folder / CONFIG_FILE)
-    except DataError:
-        return False
+    except DataError:  # which `load` explains
+        return any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
     return "model_type" in values or "architectures" in values
 
 
@@ -60,9 +60,9 @@ def load(folder: Path, weights: WeightType = "bfloat16") -> ForeignModel:
     arrays = Arrays(weights)
     config = arrays.computed(read.config)
     tensors = Weights(folder)
+    tokenizer = tokenizers.from_folder(folder)
     params = _Reader(tensors, arrays, config, read.packing).params()
     tensors.check_all_read(_IGNORED)
-    tokenizer = tokenizers.from_folder(folder)
     ternary = {"none": "", "online": ", ternary since loading"}.get(read.packing, ", ternary")
     return ForeignModel(
         config,

@@ -36,9 +36,9 @@ def load(folder: Path, weights: WeightType = "bfloat16") -> ForeignModel:
     arrays = Arrays(weights)
     config = arrays.computed(read_config(fields.read_json(folder / "config.json")))
     tensors = Weights(folder)
+    tokenizer = tokenizers.from_folder(folder)
     params = _Reader(tensors, arrays, config).params()
     tensors.check_all_read()
-    tokenizer = tokenizers.from_folder(folder)
     return ForeignModel(
         config,
         params,

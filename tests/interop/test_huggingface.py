@@ -312,3 +312,15 @@ def test_other_folders_are_no_models(tmp_path: Path):
     for text in ("{", "[]", "{}", json.dumps({"name": "run", "model": {}})):
         (tmp_path / "config.json").write_text(text)
         assert not huggingface.is_model(tmp_path)
+
+
+def test_a_damaged_config_is_explained(tmp_path: Path):
+    samples.write(tmp_path, samples.LLAMA, {})
+    for damage in ("{", '{"model_type": "llama", "model_type": "llama"}', "[]"):
+        (tmp_path / "config.json").write_text(damage)
+        assert huggingface.is_model(tmp_path)
+        with pytest.raises(DataError, match=r"config\.json isn't a JSON object"):
+            huggingface.load(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(DataError, match=r"config\.json can't be read"):
+        huggingface.load(tmp_path)
