@@ -60,8 +60,7 @@ def load(folder: Path, weights: WeightType = "bfloat16") -> ForeignModel:
     values = fields.read_json(folder / "config.json")
     arrays, tensors = Arrays(weights), Weights(folder)
     config = arrays.computed(_read_config(values))
-    if config.num_layers > len(tensors):
-        raise DataError(f"{folder} has fewer tensors than its config.json has layers")
+    _check_sizes(values, config, tensors)
     tokenizer = tokenizers.from_folder(folder)
     shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
     shapes = jax.eval_shape(parameters.unstack, shapes)
@@ -92,6 +91,23 @@ def _read_config(values: Fields) -> ModelConfig:
         return _ADAPTER.validate_python(model.values)
     except (pydantic.ValidationError, ConfigError) as error:
         raise DataError(f"{values.path} describes no model", str(error)) from None
+
+
+def _check_sizes(values: Fields, config: ModelConfig, tensors: Weights) -> None:
+    """Sees that the weights can be the model's, before anything of such a size is described."""
+    ttt, most = config.ttt, tensors.largest_dimension
+    sizes = {name: getattr(config, name) for name in ("vocab_size", "dim", "num_heads", "mlp_dim")}
+    sizes |= {name: getattr(config, name) for name in ("num_kv_heads", "head_dim")}
+    if config.uses_ttt:
+        sizes |= {f"ttt.{n}": getattr(ttt, n) for n in ("mini_batch", "conv_width", "mlp_ratio")}
+    too_large = [name for name, size in sizes.items() if not 0 <= size <= most]
+    if config.num_layers > len(tensors):
+        too_large.append("num_layers")
+    if too_large:
+        raise DataError(
+            f"{values.path}: model.{too_large[0]} is beyond what is in its weights",
+            f"they are {len(tensors)} tensors of up to {most} rows or columns",
+        )
 
 
 def _leaf(config: ModelConfig, path: str, values: np.ndarray, arrays: Arrays) -> Any:

@@ -85,6 +85,8 @@ def export(
       ConfigError: transformers has no such model, or the form can't hold it.
       DataError: it can't be written, or what is read back isn't the same model.
     """
+    if folder.exists():
+        raise DataError(f"{folder} is there already", fix="another folder, or removing it")
     params = parameters.unstack(model.params) if "blocks" in model.params else model.params
     described, packing = huggingface_target.describe(model.config, form, dtype, model.context)
     if model.config.uses_ttt:

@@ -48,6 +48,12 @@ class Weights:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def largest_dimension(self) -> int:
+        """Of all tensors that aren't empty."""
+        shapes = (file.entries[name].shape for name, file in self._files.items())
+        return max((max(shape, default=1) for shape in shapes if 0 not in shape), default=0)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor that is there."""
         return self._files[name].entries[name].shape

@@ -206,7 +206,9 @@ def test_a_model_that_comes_back_different_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk(tmp_path: Path):
+def test_a_place_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="can't be written"):
         module.export(tmp_path / "file" / "out", sample())
+    with pytest.raises(DataError, match="is there already"):
+        module.export(tmp_path, sample())
