@@ -21,7 +21,7 @@ struct Kernels {
   const NormTable& norm;
   const ProductTable& product;
   PackedTable packed;
-  const TableTable& table;
+  TableTable table;
   const GroupedTable& grouped;
 };
 
