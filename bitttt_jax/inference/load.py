@@ -51,6 +51,8 @@ def load(
         place = hub.find(str(path), revision)
     elif revision is not None:
         raise ConfigError(f"--revision={revision}: {path} isn't a model on the Hub")
+    if packed_model.is_packed_model(place):
+        return _load_own(place, step, weights)
     if gguf_model.is_model(place):
         found = gguf_model.load(place, weights, i2_s_layout=i2_s_layout)
     elif huggingface.is_model(place):
