@@ -45,8 +45,8 @@ FORMATS = {
     "gguf-i2_s": "GGUF, `gguf-i2_s`",
 }
 _READ_ONLY = """\
-Read only: GGUF files with all types of tensors that the `gguf` package knows (Q4_0 to Q6_K and others), and
-checkpoints of the TTT authors (`model_type: ttt`).
+Read only: GGUF files with all types of tensors that the `gguf` package knows (Q4_0 to Q6_K and
+others), and checkpoints of the TTT authors (`model_type: ttt`).
 """
 
 
