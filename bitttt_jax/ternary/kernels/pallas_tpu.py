@@ -24,8 +24,9 @@ Compute = Literal["int8", "bfloat16"]
 
 _SUBLANES, _LANES = 8, 128
 # Chosen by the bundles compiled for v5e and v6e: each step of the grid costs some 150 whatever it
-# multiplies, and its code grows with its block.
-_BLOCK_ROWS, _BLOCK_INPUTS, _BLOCK_WEIGHTS = 256, 2560, 3 * 2**20
+# multiplies. A block of weights is larger where there are few rows; its code grows with both.
+_BLOCK_ROWS, _BLOCK_INPUTS = 256, 2560
+_FEW_ROWS, _BLOCK_WEIGHTS_OF_FEW, _BLOCK_WEIGHTS = 32, 3 * 2**20, 2 * 2**20
 
 
 def takes(weight: PackedTernary) -> bool:
@@ -103,8 +104,9 @@ def blocks(rows: int, K: int, N: int) -> tuple[int, int, int]:
     parts = -(-rows // _BLOCK_ROWS)
     unit = _SUBLANES if parts == 1 else 4 * _SUBLANES  # four int8 to a register's sublane
     bm = -(-rows // (parts * unit)) * unit
+    weights = _BLOCK_WEIGHTS_OF_FEW if bm <= _FEW_ROWS else _BLOCK_WEIGHTS
     bk = _largest_divisor(K, _BLOCK_INPUTS)
-    return bm, bk, _largest_divisor(N, _BLOCK_WEIGHTS // bk)
+    return bm, bk, _largest_divisor(N, weights // bk)
 
 
 def _largest_divisor(size: int, bound: int) -> int:
