@@ -1,21 +1,13 @@
-"""Live figures: how fast replies come, and how full the memory is."""
+"""Live figures: how fast replies come."""
 
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
 from collections.abc import Sequence
-from typing import Literal
 
-import jax
 import numpy as np
-import psutil
 
 from bitttt_jax.inference.requests import Completion
-from bitttt_jax.runs.console_memory import FULL, HIGH
-
-Pressure = Literal["low", "high", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,41 +59,3 @@ class Speed:
             Percentiles.of([each.times.first - each.times.submitted for each in done]),
             Percentiles.of([each.times.finished - each.times.submitted for each in done]),
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of this process, or of the fullest accelerator."""
-
-    used: int
-    peak: int
-    limit: int
-    """What there is, this process's share included."""
-    free: int
-    """What is left, other processes considered."""
-
-    @property
-    def pressure(self) -> Pressure:
-        """How far what there is has been used, by anybody."""
-        share = 1 - self.free / self.limit
-        return "full" if share > FULL else "high" if share > HIGH else "low"
-
-    @classmethod
-    def of_host(cls) -> Memory:
-        """This machine's."""
-        unit = 1 if sys.platform == "darwin" else 1024
-        used, system = psutil.Process().memory_info().rss, psutil.virtual_memory()
-        # The system's own count of the peak lags a little behind.
-        peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, used)
-        return cls(used, peak, system.total, system.available)
-
-    @classmethod
-    def of_devices(cls) -> Memory | None:
-        """The fullest device's; None where the backend keeps no statistics, as on CPUs."""
-        stats = [device.memory_stats() or {} for device in jax.local_devices()]
-        known = [each for each in stats if "bytes_limit" in each]
-        if not known:
-            return None
-        worst = max(known, key=lambda each: each["bytes_in_use"] / each["bytes_limit"])
-        used, limit = worst["bytes_in_use"], worst["bytes_limit"]
-        return cls(used, worst["peak_bytes_in_use"], limit, limit - used)

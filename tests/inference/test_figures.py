@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 
-from bitttt_jax.inference.figures import Memory, Percentiles, Speed
+from bitttt_jax.inference.figures import Percentiles, Speed
 from bitttt_jax.inference.requests import Completion, Times
 
 
@@ -29,17 +28,3 @@ def test_percentiles():
     found = Percentiles.of(list(range(101)))
     assert dataclasses.astuple(found) == (50, 95, 99)
     assert dataclasses.astuple(Percentiles.of([0.3])) == (0.3, 0.3, 0.3)
-
-
-def test_memory_of_this_process_grows_with_it():
-    before = Memory.of_host()
-    held = np.ones(2**23)
-    after = Memory.of_host()
-    assert after.used - before.used > 0.9 * held.nbytes
-    assert after.peak >= after.used
-    assert after.limit > after.free > 0
-
-
-@pytest.mark.parametrize(("free", "pressure"), [(50, "low"), (14, "high"), (4, "full")])
-def test_pressure(free: int, pressure: str):
-    assert Memory(1, 1, 100, free).pressure == pressure
