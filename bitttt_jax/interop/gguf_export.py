@@ -28,6 +28,7 @@ from bitttt_jax.interop.gguf_config import ARCHITECTURES
 from bitttt_jax.interop.gguf_model import MIXER, projection_shapes
 from bitttt_jax.interop.gguf_writer import Value
 from bitttt_jax.models import packed, transformer
+from bitttt_jax.ternary.packing import PackedTernary, pack, unpack
 
 Kind = Literal["gguf-f16", "gguf-tq1_0", "gguf-tq2_0", "gguf-i2_s"]
 """What ternary matrices become; all others become float16, and vectors float32."""
@@ -89,11 +90,11 @@ def write(
     if "blocks" in params:
         params = packed.pack_params(config, params)
     own = architecture(config, kind)
-    ternary_type = _TYPES[kind][0]
+    wide_config, wide_params = _widen(config, params, _block(kind))
     tensors = gguf_export_tensors.tensors(
-        config, params, ternary_type, permuted=ARCHITECTURES[own].permuted
+        wide_config, wide_params, _TYPES[kind][0], permuted=ARCHITECTURES[own].permuted
     )
-    entries = _metadata(config, own, kind, name, context)
+    entries = _metadata(wide_config, own, kind, name, context)
     entries |= gguf_tokenizer.metadata(tokenizer, config.vocab_size)
     if chat_template is not None:
         entries["tokenizer.chat_template"] = chat_template
@@ -158,12 +159,41 @@ def _refusal(kind: Kind, why: str, fix: str = "--to=packed") -> ConfigError:
     return ConfigError(f"this model can't be written as {kind}", why, fix)
 
 
-def _check_widths(config: ModelConfig, kind: Kind) -> None:
+def _block(kind: Kind) -> int:
+    """Values of a ternary matrix's row that make a block."""
     type_ = _TYPES[kind][0]
-    block = I2_S_BLOCK if type_ == I2_S else GGML_QUANT_SIZES[GGMLQuantizationType(type_)][0]
+    return I2_S_BLOCK if type_ == I2_S else GGML_QUANT_SIZES[GGMLQuantizationType(type_)][0]
+
+
+def _can_widen(config: ModelConfig) -> bool:
+    """Whether hidden values of the MLP that are 0 change nothing: no norm counts them."""
+    return config.norm_placement == "llama" and config.ternary.mlp
+
+
+def _widen(
+    config: ModelConfig, params: transformer.Params, block: int
+) -> tuple[ModelConfig, transformer.Params]:
+    """The same model with an MLP of whole blocks: what is added has weights of 0."""
+    added = -config.mlp_dim % block
+    if not added or not _can_widen(config):
+        return config, params
+
+    def widen(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "/mlp/" not in name or not isinstance(leaf, PackedTernary):
+            return leaf
+        pads = ((0, added), (0, 0)) if name.endswith("down/kernel") else ((0, 0), (0, added))
+        return pack(jnp.pad(unpack(leaf), pads), leaf.scale, leaf.layout)
+
+    wide = jax.tree_util.tree_map_with_path(widen, params, is_leaf=packed.is_whole)
+    return dataclasses.replace(config, mlp_dim=config.mlp_dim + added), wide
+
+
+def _check_widths(config: ModelConfig, kind: Kind) -> None:
+    block = _block(kind)
     for name, (_, K) in projection_shapes(config).items():
         is_ternary = config.ternary.mixer if name in MIXER else config.ternary.mlp
-        if is_ternary and K % block:
+        if is_ternary and K % block and not (name == "down" and _can_widen(config)):
             part = "mixer" if name in MIXER else "mlp"
             what = f"{part}/{name} has {K} inputs, and blocks have {block}"
             raise _refusal(kind, what, "--to=gguf-f16, or widths that are multiples of it")

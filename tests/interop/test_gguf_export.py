@@ -140,8 +140,8 @@ REFUSED = [
     ({"ternary": FLOAT}, "gguf-tq2_0", "nothing in this model is ternary"),
     ({"ternary": TernaryConfig(inner_norm=True)}, "gguf-f16", "norms of their own"),
     ({"window": 8}, "gguf-f16", "has a window"),
-    ({"mlp_dim": 384}, "gguf-tq1_0", "mlp/down has 384 inputs, and blocks have 256"),
-    ({"mlp_dim": 320}, "gguf-i2_s", "mlp/down has 320 inputs, and blocks have 128"),
+    (SUBLN | {"mlp_dim": 384}, "gguf-tq1_0", "mlp/down has 384 inputs, and blocks have 256"),
+    (SUBLN | {"mlp_dim": 320}, "gguf-i2_s", "mlp/down has 320 inputs, and blocks have 128"),
     ({"num_heads": 3, "head_dim": 32, "num_kv_heads": 1}, "gguf-tq2_0", "mixer/output has 96"),
     ({"mlp": "relu2_glu"}, "gguf-f16", "mlp=relu2_glu with norm_placement=llama"),
     (SUBLN | {"tie_embeddings": False}, "gguf-f16", "an output head of its own"),
@@ -186,3 +186,15 @@ def test_a_file_that_reads_back_otherwise_is_refused(tmp_path: Path, monkeypatch
 def test_a_folder_that_is_not_there(tmp_path: Path):
     with pytest.raises(DataError, match="can't be written"):
         export(tmp_path / "none" / "a.gguf", CONFIG, "gguf-i2_s")
+
+
+@pytest.mark.parametrize(("kind", "width"), [("gguf-tq2_0", 768), ("gguf-i2_s", 768)])
+def test_an_mlp_without_a_norm_is_widened_to_whole_blocks(tmp_path: Path, kind, width: int):
+    """By weights of 0, which change nothing: the preset's 688 values become 768."""
+    config = dataclasses.replace(CONFIG, mlp_dim=688)
+    found = export(tmp_path / "a.gguf", config, kind)
+    assert found.difference < (1e-6 if kind == "gguf-i2_s" else 0.05)
+    again = gguf_model.load(tmp_path / "a.gguf")
+    assert again.config.mlp_dim == width
+    down = unpack(again.params["group_0"]["block_0"]["mlp"]["down"]["kernel"])
+    assert np.any(down[:688]) and not np.any(down[688:])
