@@ -148,21 +148,16 @@ def _how(run: RunDirectory, plan: ResumePlan) -> str:
 
 
 def _continue_prompt(config: TrainConfig, tokenizer: Tokenizer, params: Any) -> str:
-    from bitttt_jax.inference.generate import generate
-    from bitttt_jax.inference.prompt import encode_prompt
+    from bitttt_jax.inference.model import Model
     from bitttt_jax.inference.sampling import SamplingConfig
 
-    ids = generate(
-        config.model,
-        params,
-        encode_prompt(tokenizer, config.eval.sample_prompt),
-        config.eval.sample_tokens,
+    completion = Model(config, params, tokenizer, "").generate(
+        config.eval.sample_prompt,
+        max_tokens=config.eval.sample_tokens,
         sampling=SamplingConfig(temperature=0.8, top_p=0.95),
         seed=config.seed,
-        stop_ids=(tokenizer.eos_id,),
-        num_tokens=tokenizer.vocab_size,
     )
-    return tokenizer.decode(list(ids))
+    return completion.text
 
 
 def _dry_run(flags: TrainFlags, console: Console) -> ExitCode:

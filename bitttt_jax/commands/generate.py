@@ -15,7 +15,7 @@ from bitttt_jax.errors import ConfigError, ExitCode, run_main
 from bitttt_jax.runs.console_text import safe_text
 
 if TYPE_CHECKING:
-    from bitttt_jax.data.tokenizers import Decoder
+    from bitttt_jax.inference.requests import Piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,8 @@ def _main(argv: Sequence[str]) -> ExitCode:
     if not 0 <= flags.seed < 2**32:
         raise ConfigError(f"--seed must be in [0, 2**32), got {flags.seed}")
     prompt = _read_stdin() if flags.prompt == "-" else flags.prompt
-    from bitttt_jax.data.tokenizers import Decoder
     from bitttt_jax.distributed.processes import use_compile_cache
     from bitttt_jax.inference.failures import out_of_memory
-    from bitttt_jax.inference.generate import generate
     from bitttt_jax.inference.load import load
     from bitttt_jax.inference.prompt import encode_prompt
     from bitttt_jax.inference.sampling import SamplingConfig
@@ -74,19 +72,12 @@ def _main(argv: Sequence[str]) -> ExitCode:
         model = load(flags.model, step=flags.step)
         prompt_T = encode_prompt(model.tokenizer, prompt)
         loaded = time.perf_counter()
-        tokens = generate(
-            model.config,
-            model.params,
-            prompt_T,
-            flags.max_tokens,
-            sampling=sampling,
-            seed=flags.seed,
-            stop_ids=(model.tokenizer.eos_id,),
-            num_tokens=model.tokenizer.vocab_size,
+        reply = model.stream(
+            prompt_T, max_tokens=flags.max_tokens, sampling=sampling, seed=flags.seed
         )
         pieces: list[str] = []
         write = _show if flags.stream else pieces.append
-        times, interrupted = _write_text(prompt, tokens, Decoder(model.tokenizer), write)
+        times, interrupted = _write_text(prompt, reply, write)
     write("\n")
     _show("".join(pieces))
     line = _statistics(len(prompt_T), loaded, times)
@@ -107,20 +98,18 @@ def _show(text: str) -> None:
 
 
 def _write_text(
-    prompt: str, tokens: Iterator[int], decoder: Decoder, write: Callable[[str], None]
+    prompt: str, reply: Iterator[Piece], write: Callable[[str], None]
 ) -> tuple[list[float], bool]:
-    """Writes prompt and tokens; returns when each token came, and whether Ctrl-C was pressed."""
+    """Writes prompt and reply; returns when each token came, and whether Ctrl-C was pressed."""
     times: list[float] = []
-    interrupted = False
     try:
         write(prompt)
-        for token in tokens:
-            times.append(time.perf_counter())
-            write(decoder.push(token))
+        for piece in reply:
+            times += [time.perf_counter()] * len(piece.tokens)
+            write(piece.text)
     except KeyboardInterrupt:
-        interrupted = True
-    write(decoder.flush())
-    return times, interrupted
+        return times, True
+    return times, False
 
 
 def _statistics(prompt_tokens: int, loaded: float, times: list[float]) -> str:

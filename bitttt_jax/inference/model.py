@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,11 @@ import numpy as np
 
 from bitttt_jax.config import ModelConfig, TrainConfig
 from bitttt_jax.data.tokenizers import Tokenizer
+from bitttt_jax.inference.engine import Engine, Overflow
+from bitttt_jax.inference.prompt import encode_prompt
+from bitttt_jax.inference.requests import Completion, Handle, Piece, Request
+from bitttt_jax.inference.sampling import SamplingConfig
+from bitttt_jax.layers.attention import CacheType
 from bitttt_jax.models import transformer
 
 
@@ -47,6 +53,81 @@ class Model:
         if tokens.max() >= self.config.vocab_size:
             raise ValueError(f"the model has {self.config.vocab_size} tokens, not {tokens.max()}")
         return np.asarray(_logits(self.config, self.params, tokens[None])[0])
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | np.ndarray,
+        *,
+        max_tokens: int = 128,
+        sampling: SamplingConfig = SamplingConfig(),
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        logprobs: int | None = None,
+        context: int | None = None,
+        cache: CacheType | None = None,
+        overflow: Overflow = "refuse",
+    ) -> Iterator[Piece]:
+        """Continues a prompt, piece by piece.
+
+        Args:
+          prompt: text that a document begins with, or tokens, the bos included.
+          max_tokens: most tokens to generate.
+          sampling: how each is chosen.
+          seed: of the draws.
+          stop: strings before which the text ends.
+          stop_ids: tokens that end the text; None for the one that ends documents.
+          logprobs: log-probabilities of each token and of so many of the likeliest ones; None for
+            neither.
+          context: most tokens of a sequence; None for the model's own bound.
+          cache: what attention caches hold; None for the type of the activations.
+          overflow: what happens where the context is too small, as in `Engine`.
+
+        Raises:
+          ConfigError: an impossible setting or prompt, or one that doesn't fit.
+          DataError: the prompt isn't valid text.
+        """
+        yield from self._submit(
+            prompt, max_tokens, sampling, seed, stop, stop_ids, logprobs, context, cache, overflow
+        )
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | np.ndarray,
+        *,
+        max_tokens: int = 128,
+        sampling: SamplingConfig = SamplingConfig(),
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        logprobs: int | None = None,
+        context: int | None = None,
+        cache: CacheType | None = None,
+        overflow: Overflow = "refuse",
+    ) -> Completion:
+        """Continues a prompt: what `stream` does, as a whole."""
+        return self._submit(
+            prompt, max_tokens, sampling, seed, stop, stop_ids, logprobs, context, cache, overflow
+        ).result()
+
+    def _submit(
+        self,
+        prompt,
+        max_tokens,
+        sampling,
+        seed,
+        stop,
+        stop_ids,
+        logprobs,
+        context,
+        cache,
+        overflow,
+    ) -> Handle:
+        engine = Engine(self, context=context, cache=cache, overflow=overflow, reuse_bytes=0)
+        tokens = encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        ends = (self.tokenizer.eos_id,) if stop_ids is None else tuple(stop_ids)
+        request = Request(tokens, max_tokens, sampling, seed, tuple(stop), ends, logprobs)
+        return engine.submit(request)
 
 
 @jax.jit(static_argnums=0)

@@ -16,10 +16,11 @@ from bitttt_jax import native
 from bitttt_jax.config import ModelConfig
 from bitttt_jax.data.memory import large_buffer
 from bitttt_jax.data.safetensors import ALIGNMENT
-from bitttt_jax.inference import generate, packed_model
-from bitttt_jax.inference.sampling import SamplingConfig
+from bitttt_jax.inference import packed_model, steps
+from bitttt_jax.inference.sampling import RowSampling, SamplingConfig
 from bitttt_jax.models import packed, parameters
 from bitttt_jax.models.packed import TableType
+from bitttt_jax.models.transformer import ModelState
 from bitttt_jax.ternary.matmul import matmul
 from bitttt_jax.ternary.packing import PackedTernary
 
@@ -98,8 +99,8 @@ def bytes_per_step(config: ModelConfig, params: Any, context: int, batch: int) -
 
 def state_bytes(config: ModelConfig, params: Any, context: int, batch: int) -> int:
     """Bytes of the state, caches included, with which sequences of some tokens are read."""
-    slots = generate.cache_slots(config, context)
-    state = jax.eval_shape(lambda params: generate.start(config, params, batch, slots), params)
+    slots = steps.cache_slots(config, context)
+    state = jax.eval_shape(lambda params: steps.start(config, params, batch, slots), params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
@@ -142,40 +143,80 @@ def packed_weights(params: Any) -> dict[tuple[int, int], list[PackedTernary]]:
 def prefill_seconds(
     config: ModelConfig, params: Any, tokens: int, batch: int, repeats: int = 5
 ) -> Seconds:
-    """Time from a prompt of some tokens a row to the logits of the first new one, compiled."""
-    slots = generate.cache_slots(config, tokens)
-    token_BT, length_B = _tokens(config, batch, tokens), np.full(batch, tokens)
+    """Time from a prompt of some tokens a row to the first new one, compiled."""
+    slots = steps.cache_slots(config, tokens)
+    token_BT = _tokens(config, batch, tokens)
 
     def run() -> Any:
-        state = generate.start(config, params, batch, slots)
-        return generate.read_tokens(config, params, state, token_BT, length_B)[0]
+        state = _read(config, params, token_BT[:, :-1], slots)
+        return _writer(config, params, state)(token_BT[:, -1], 1)
 
     return Seconds.of(_times(run, repeats))
 
 
 def decode_seconds(
-    config: ModelConfig, params: Any, context: int, batch: int, steps: int
+    config: ModelConfig, params: Any, context: int, batch: int, count: int
 ) -> Seconds:
     """Mean time of a step in each call of generation, greedy, after some tokens were read."""
-    state = generate.start(config, params, batch, generate.cache_slots(config, context + steps + 2))
-    for first in range(0, context, generate.PREFILL_TOKENS):
-        count = min(generate.PREFILL_TOKENS, context - first)
-        token_BT = _tokens(config, batch, count)
-        _, state = generate.read_tokens(config, params, state, token_BT, np.full(batch, count))
-    fixed = (config, SamplingConfig(temperature=0), config.vocab_size, params)
-    key, stop = jax.random.key(0), np.zeros(0, np.int32)
-    token_B = jnp.zeros(batch, jnp.int32)
+    slots = steps.cache_slots(config, context + count + 2)
+    state = _read(config, params, _tokens(config, batch, context), slots)
+    write, token_B = _writer(config, params, state), np.zeros(batch, np.int32)
 
     def seconds_of(count: int) -> float:
-        nonlocal state, token_B
+        nonlocal token_B
         start = time.perf_counter()
-        token_NB, _, state = generate.write_tokens(*fixed, state, token_B, key, stop, count)
-        token_B = jax.block_until_ready(token_NB)[count - 1]
+        token_B = np.asarray(write(token_B, count))[count - 1]
         return (time.perf_counter() - start) / count
 
     seconds_of(1)  # compiles
-    count = min(generate.tokens_per_call(seconds_of(1)), max(steps // 2, 1))
-    return Seconds.of([seconds_of(count) for _ in range(steps // count)])
+    together = min(steps.tokens_per_call(seconds_of(1)), max(count // 2, 1))
+    return Seconds.of([seconds_of(together) for _ in range(count // together)])
+
+
+def _read(config: ModelConfig, params: Any, token_BT: np.ndarray, slots: int) -> ModelState:
+    """The state after some tokens of each row."""
+    batch, length = token_BT.shape
+    state = steps.start(config, params, batch, slots)
+    for first in range(0, length, steps.PREFILL_TOKENS):
+        part = token_BT[:, first : first + steps.PREFILL_TOKENS]
+        count = np.full(batch, part.shape[1], np.int32)
+        padded = np.zeros((batch, steps.padded_length(part.shape[1])), np.int32)
+        padded[:, : part.shape[1]] = part
+        state = steps.read_tokens(config, params, state, padded, count)
+    return state
+
+
+def _writer(
+    config: ModelConfig, params: Any, state: ModelState
+) -> Callable[[np.ndarray, int], jax.Array]:
+    """A function from the rows' latest tokens and a count to the greedy tokens `[N, B]` after."""
+    batch = state.position_B.shape[0]
+    rows = steps.Rows(
+        RowSampling.of([SamplingConfig(temperature=0)] * batch),
+        np.zeros(batch, np.uint32),
+        np.full((batch, 1), -1, np.int32),
+    )
+    rows, seen_BV = jax.device_put(rows), jnp.zeros((batch, config.vocab_size), bool)
+    left_B = jax.device_put(np.full(batch, 2**30, np.int32))
+
+    def write(token_B: np.ndarray, count: int) -> jax.Array:
+        nonlocal state, seen_BV
+        written, state, seen_BV = steps.write_tokens(
+            config,
+            config.vocab_size,
+            False,
+            params,
+            state,
+            seen_BV,
+            rows,
+            token_B,
+            left_B,
+            count,
+            batch,
+        )
+        return written.token_NB
+
+    return write
 
 
 def _tokens(config: ModelConfig, batch: int, count: int) -> np.ndarray:

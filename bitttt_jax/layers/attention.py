@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,36 +14,67 @@ from bitttt_jax.layers.bitlinear import BitLinear, apply_together
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.layers.norm import RMSNorm
 from bitttt_jax.ops.attention import cached_attention, self_attention
+from bitttt_jax.ops.precision import widen
+from bitttt_jax.ops.quantize import int8_codes
 from bitttt_jax.ops.rope import rope
+
+CacheType = Literal["bfloat16", "int8"]
+"""What keys and values are stored as; int8 with a float32 scale for each token and head."""
 
 
 class KVCache(NamedTuple):
-    """Keys (rotated) and values of S slots; the token at position p lies in slot p mod S."""
+    """Keys (rotated) and values of S slots; the token at position p lies in slot p mod S.
+
+    Those of type bfloat16 are kept as the uint16 of their bits: XLA's CPU backend converts a whole
+    array of bfloat16 to float32 and back to write to a part of it.
+    """
 
     key: jax.Array
     """`[B, S, G, K]`"""
     value: jax.Array
     """`[B, S, G, K]`"""
+    key_scale: jax.Array | None = None
+    """float32 `[B, S, G]` where the keys are int8."""
+    value_scale: jax.Array | None = None
 
 
-def initial_cache(config: ModelConfig, batch: int, slots: int) -> KVCache:
-    """An empty cache for `batch` sequences, in the type of the activations."""
+def initial_cache(
+    config: ModelConfig, batch: int, slots: int, cache: CacheType | None = None
+) -> KVCache:
+    """An empty cache for `batch` sequences, by default in the type of the activations."""
     shape = (batch, slots, config.kv_heads, config.width_per_head)
-    empty = jnp.zeros(shape, config.compute_dtype)
-    return KVCache(empty, empty)
+    kind = cache or config.compute_dtype
+    empty = jnp.zeros(shape, "uint16" if kind == "bfloat16" else kind)
+    scale = jnp.zeros(shape[:-1], jnp.float32) if cache == "int8" else None
+    return KVCache(empty, empty, scale, scale)
 
 
 def _store(cache: KVCache, key, value, sequence: Sequence) -> tuple[KVCache, jax.Array]:
     """Writes the valid tokens of a call; returns the cache and the position in each slot."""
     slots, T = cache.key.shape[1], sequence.position_BT.shape[1]
     valid_BT = jnp.arange(T) < sequence.length_B[:, None]
-    # Out-of-range slots are dropped by the scatter: padding is written nowhere.
-    slot_BT = jnp.where(valid_BT, sequence.position_BT % slots, slots)
-    row_B1 = jnp.arange(slot_BT.shape[0])[:, None]
-    write = lambda old, new: old.at[row_B1, slot_BT].set(new.astype(old.dtype), mode="drop")
+    slot_BT = sequence.position_BT % slots
+    key_scale = value_scale = None
+    if cache.key_scale is not None:
+        (key, key_scale), (value, value_scale) = _int8_heads(key), _int8_heads(value)
+    new = KVCache(key, value, key_scale, value_scale)
+    cache = jax.tree.map(lambda old, new: _write(old, new, slot_BT, valid_BT), cache, new)
     newest_B1 = sequence.position_BT[:, :1] + sequence.length_B[:, None] - 1
-    position_BS = newest_B1 - (newest_B1 - jnp.arange(slots)) % slots
-    return KVCache(write(cache.key, key), write(cache.value, value)), position_BS
+    return cache, newest_B1 - (newest_B1 - jnp.arange(slots)) % slots
+
+
+def _int8_heads(x_BTGK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    codes, scale = int8_codes(widen(x_BTGK))
+    return codes, scale[..., 0]
+
+
+def _write(old_BS: jax.Array, new_BT: jax.Array, slot_BT, valid_BT) -> jax.Array:
+    if old_BS.dtype == jnp.uint16:
+        new_BT = jax.lax.bitcast_convert_type(new_BT.astype(jnp.bfloat16), jnp.uint16)
+    # Out-of-range slots are dropped by the scatter: padding is written nowhere.
+    slot_BT = jnp.where(valid_BT, slot_BT, old_BS.shape[1])
+    row_B1 = jnp.arange(old_BS.shape[0])[:, None]
+    return old_BS.at[row_B1, slot_BT].set(new_BT.astype(old_BS.dtype), mode="drop")
 
 
 class Attention(nn.Module):
@@ -86,7 +117,14 @@ class Attention(nn.Module):
         else:
             cache, k_position_BS = _store(cache, key, value, sequence)
             mixed = cached_attention(
-                query, cache.key, cache.value, sequence.position_BT, k_position_BS, config.window
+                query,
+                cache.key,
+                cache.value,
+                sequence.position_BT,
+                k_position_BS,
+                config.window,
+                k_scale_BSG=cache.key_scale,
+                v_scale_BSG=cache.value_scale,
             )
         mixed = mixed.reshape(*mixed.shape[:2], H * K)
         if config.norm_placement == "subln":

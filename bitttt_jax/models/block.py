@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bitttt_jax.config import Mixer, ModelConfig
-from bitttt_jax.layers.attention import Attention, KVCache, initial_cache
+from bitttt_jax.layers.attention import Attention, CacheType, KVCache, initial_cache
 from bitttt_jax.layers.convolution import CausalConvolution
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.layers.mlp import GatedMLP
@@ -31,7 +31,12 @@ def has_pre_convolution(config: ModelConfig, mixer: Mixer) -> bool:
 
 
 def initial_block_state(
-    config: ModelConfig, mixer: Mixer, params: dict[str, Any], batch: int, slots: int
+    config: ModelConfig,
+    mixer: Mixer,
+    params: dict[str, Any],
+    batch: int,
+    slots: int,
+    cache: CacheType | None = None,
 ) -> BlockState:
     """The state of `batch` sequences of which nothing has been read.
 
@@ -41,12 +46,13 @@ def initial_block_state(
       params: the block's parameters (a TTT mixer starts from its learned fast weights).
       batch: number of sequences.
       slots: size of an attention cache.
+      cache: what an attention cache holds; None for the type of the activations.
     """
     tail = None
     if has_pre_convolution(config, mixer):
         tail = jnp.zeros((batch, config.ttt.conv_width - 1, config.dim), config.compute_dtype)
     if mixer == "attention":
-        return BlockState(initial_cache(config, batch, slots), tail)
+        return BlockState(initial_cache(config, batch, slots, cache), tail)
     return BlockState(initial_ttt_state(config, params["mixer"]["fast"], batch), tail)
 
 

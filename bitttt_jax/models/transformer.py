@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bitttt_jax.config import ModelConfig
+from bitttt_jax.layers.attention import CacheType
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.layers.norm import RMSNorm
 from bitttt_jax.models import parameters
@@ -140,7 +141,9 @@ def read(
     return Transformer(config).apply({"params": params}, token_BT, sequence, anneal)[0]
 
 
-def init_state(config: ModelConfig, params: Params, batch: int, slots: int) -> ModelState:
+def init_state(
+    config: ModelConfig, params: Params, batch: int, slots: int, cache: CacheType | None = None
+) -> ModelState:
     """The state of `batch` sequences of which nothing has been read.
 
     Args:
@@ -149,11 +152,12 @@ def init_state(config: ModelConfig, params: Params, batch: int, slots: int) -> M
       batch: number of sequences.
       slots: tokens that attention caches hold: the longest sequence, or with a sliding window
         of w the longest call plus `w - 1`.
+      cache: what attention caches hold; None for the type of the activations.
     """
 
     def one_group(group_params):
         return tuple(
-            initial_block_state(config, mixer, group_params[f"block_{i}"], batch, slots)
+            initial_block_state(config, mixer, group_params[f"block_{i}"], batch, slots, cache)
             for i, mixer in enumerate(config.mixers)
         )
 

@@ -113,17 +113,21 @@ def cached_attention(
     k_position_BS: jax.Array,
     window: int = 0,
     *,
+    k_scale_BSG: jax.Array | None = None,
+    v_scale_BSG: jax.Array | None = None,
     implementation: native.Choice = "auto",
 ) -> jax.Array:
     """Attention over a cache whose slots hold the keys of arbitrary positions.
 
     Args:
       q_BTHK: queries.
-      k_BSGK: cached keys, those of the queries' own tokens included.
+      k_BSGK: cached keys, those of the queries' own tokens included; uint16 stands for bfloat16.
       v_BSGK: cached values.
       q_position_BT: position of each query.
       k_position_BS: position of each cached key; negative for an empty slot.
       window: how many latest tokens are seen, the token itself included; 0 for all.
+      k_scale_BSG: what int8 keys are multiplied by, float32.
+      v_scale_BSG: what int8 values are multiplied by.
       implementation: `cpu` takes few tokens at a time, and isn't differentiable.
 
     Returns:
@@ -134,7 +138,9 @@ def cached_attention(
     """
     (B, T, H, K), (_, S, G, _) = q_BTHK.shape, k_BSGK.shape
     fits = T <= _KERNEL_TOKENS and K % 16 == 0 and K <= _KERNEL_WIDTH and H <= _KERNEL_HEADS
-    fits &= q_BTHK.dtype == k_BSGK.dtype and q_BTHK.dtype in (jnp.float32, jnp.bfloat16)
+    types = [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.bfloat16), (jnp.bfloat16, jnp.uint16)]
+    types += [(jnp.float32, jnp.int8), (jnp.bfloat16, jnp.int8)]
+    fits &= (q_BTHK.dtype, k_BSGK.dtype) in types
     needs = f"at most {_KERNEL_TOKENS} tokens and heads whose width is a multiple of 16"
     if native.choose(implementation, fits, needs) == "cpu":
         parts = B * T * min(-(-S // _PART_SLOTS), _PARTS)
@@ -144,12 +150,24 @@ def cached_attention(
         )
         call = jax.ffi.ffi_call("bitttt_cached_attention", results, vmap_method="sequential")
         positions = (q_position_BT.astype(jnp.int32), k_position_BS.astype(jnp.int32))
-        return call(q_BTHK, k_BSGK, v_BSGK, *positions, window=np.int64(window))[1]
+        scales = () if k_scale_BSG is None else (k_scale_BSG, v_scale_BSG)
+        return call(q_BTHK, k_BSGK, v_BSGK, *positions, *scales, window=np.int64(window))[1]
     age_BTS = q_position_BT[:, :, None] - k_position_BS[:, None, :]
     allowed = (k_position_BS[:, None, :] >= 0) & (age_BTS >= 0)
     if window:
         allowed &= age_BTS < window
     allowed = jnp.tile(allowed, (1, H // G, 1))
     q = _split_heads(q_BTHK, G)
-    k, v = k_BSGK.swapaxes(1, 2).astype(q.dtype), v_BSGK.swapaxes(1, 2).astype(q.dtype)
+    k, v = (
+        _in_floats(x, scale, q.dtype).swapaxes(1, 2)
+        for x, scale in ((k_BSGK, k_scale_BSG), (v_BSGK, v_scale_BSG))
+    )
     return _merge_heads(_attend(q, k, v, allowed), T)
+
+
+def _in_floats(x_BSGK: jax.Array, scale_BSG: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+    if x_BSGK.dtype == jnp.uint16:
+        x_BSGK = jax.lax.bitcast_convert_type(x_BSGK, jnp.bfloat16)
+    if scale_BSG is None:
+        return x_BSGK.astype(dtype)
+    return (x_BSGK.astype(jnp.float32) * scale_BSG[..., None]).astype(dtype)

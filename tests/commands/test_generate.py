@@ -13,7 +13,6 @@ import pytest
 
 from bitttt_jax.commands.generate import main
 from bitttt_jax.errors import ExitCode
-from bitttt_jax.inference.generate import generate
 from bitttt_jax.inference.load import load_run
 from bitttt_jax.inference.sampling import SamplingConfig
 

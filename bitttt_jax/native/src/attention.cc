@@ -10,13 +10,26 @@ constexpr int64_t kSlots = 64;      // that are looked at together: their values
 constexpr int64_t kSlotsAhead = 6;  // of their use, the first keys are fetched from memory
 constexpr float kNothing = -3e38f;  // below every score
 
+inline Vector load(const int8_t* p) {
+  typedef int8_t Codes __attribute__((vector_size(LANES), aligned(1), may_alias));
+  typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+  const Codes codes = *reinterpret_cast<const Codes*>(p);
+#if LANES == 16  // GCC makes many instructions of the conversion
+  const Integers wide =
+      reinterpret_cast<Integers>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
+#else
+  const Integers wide = __builtin_convertvector(codes, Integers);
+#endif
+  return __builtin_convertvector(wide, Vector);
+}
+
 struct Seen {
   int64_t count = 0;
   int32_t slot[kSlots];
 };
 
-template <typename T>
-Seen seen_slots(const Attention<T>& a, int64_t first) {
+template <typename T, typename C>
+Seen seen_slots(const Attention<T, C>& a, int64_t first) {
   Seen seen;
   for (int64_t s = first; s < first + kSlots && s < a.slots; ++s) {
     const int32_t age = a.query_position - a.key_position[s];
@@ -34,9 +47,9 @@ inline void fetch(const T* p, int64_t count) {
 }
 
 // The keys of the next slots, which are fetched bit by bit while the values of these are used.
-template <typename T>
+template <typename C>
 struct Ahead {
-  const T *next, *end;
+  const C *next, *end;
 
   void fetch_some() {
     if (next >= end) return;
@@ -49,8 +62,8 @@ struct Ahead {
 inline int64_t score_stride(int64_t heads) { return (heads + LANES - 1) / LANES * LANES; }
 
 // Scores of some queries of a group with one key.
-template <int kCount, typename T>
-inline void score(const T* key, int64_t width, const float* query, float* scores) {
+template <int kCount, typename C>
+inline void score(const C* key, int64_t width, const float* query, float* scores) {
   Vector products[kCount] = {};
   for (int64_t d = 0; d < width; d += LANES) {
     const Vector values = load(key + d);
@@ -66,8 +79,8 @@ inline void score(const T* key, int64_t width, const float* query, float* scores
 
 // The scores of all heads with the keys that are seen, slot by slot as they lie. Meanwhile
 // the slots' values come from memory.
-template <typename T>
-void score_all(const Attention<T>& a, const Seen& seen, const float* query, float* scores) {
+template <typename T, typename C>
+void score_all(const Attention<T, C>& a, const Seen& seen, const float* query, float* scores) {
   const int64_t slot_size = a.groups * a.width, stride = score_stride(a.groups * a.queries);
   for (int64_t i = 0; i < seen.count; ++i) {
     const int64_t slot = seen.slot[i];
@@ -75,7 +88,7 @@ void score_all(const Attention<T>& a, const Seen& seen, const float* query, floa
       fetch(a.key + seen.slot[i + kSlotsAhead] * slot_size, slot_size);
     }
     for (int64_t g = 0; g < a.groups; ++g) {
-      const T* key = a.key + slot * slot_size + g * a.width;
+      const C* key = a.key + slot * slot_size + g * a.width;
       fetch(a.value + slot * slot_size + g * a.width, a.width);
       int64_t r = g * a.queries;
       const int64_t end = r + a.queries;
@@ -83,14 +96,18 @@ void score_all(const Attention<T>& a, const Seen& seen, const float* query, floa
         score<4>(key, a.width, query + r * a.width, scores + i * stride + r);
       }
       for (; r < end; ++r) score<1>(key, a.width, query + r * a.width, scores + i * stride + r);
+      if constexpr (sizeof(C) == 1) {
+        const float scale = a.key_scale[slot * a.groups + g];
+        for (r = g * a.queries; r < end; ++r) scores[i * stride + r] *= scale;
+      }
     }
   }
 }
 
 // Turns some heads' scores into exp(score - most), and scales what was summed with a smaller
 // `most`.
-template <typename T>
-void exponentials(const Attention<T>& a, int64_t count, int64_t head, float* scores) {
+template <typename T, typename C>
+void exponentials(const Attention<T, C>& a, int64_t count, int64_t head, float* scores) {
   const int64_t heads = a.groups * a.queries, stride = score_stride(heads);
   const int64_t here = heads - head < LANES ? heads - head : LANES;
   float padded[LANES] = {};
@@ -120,19 +137,23 @@ void exponentials(const Attention<T>& a, int64_t count, int64_t head, float* sco
 
 // Adds the values of a group times the weights of some of its heads, kParts vectors of the width
 // from `offset` on.
-template <int kCount, int kParts, typename T>
-inline void add_values(const Attention<T>& a, const Seen& seen, int64_t offset,
-                       const float* weights, float* sums, Ahead<T>& ahead) {
+template <int kCount, int kParts, typename T, typename C>
+inline void add_values(const Attention<T, C>& a, const Seen& seen, int64_t group, int64_t d,
+                       const float* weights, float* sums, Ahead<C>& ahead) {
   const int64_t slot_size = a.groups * a.width, stride = score_stride(a.groups * a.queries);
   Vector local[kCount][kParts];
   for (int r = 0; r < kCount; ++r) {
     for (int p = 0; p < kParts; ++p) local[r][p] = load(sums + r * a.width + p * LANES);
   }
   for (int64_t i = 0; i < seen.count; ++i) {
-    const int64_t at = seen.slot[i] * slot_size + offset;
+    const int64_t at = seen.slot[i] * slot_size + group * a.width + d;
     ahead.fetch_some();
     Vector values[kParts];
     for (int p = 0; p < kParts; ++p) values[p] = load(a.value + at + p * LANES);
+    if constexpr (sizeof(C) == 1) {
+      const Vector scale = splat(a.value_scale[seen.slot[i] * a.groups + group]);
+      for (int p = 0; p < kParts; ++p) values[p] *= scale;
+    }
     for (int r = 0; r < kCount; ++r) {
       const Vector weight = splat(weights[i * stride + r]);
       for (int p = 0; p < kParts; ++p) local[r][p] += weight * values[p];
@@ -143,21 +164,21 @@ inline void add_values(const Attention<T>& a, const Seen& seen, int64_t offset,
   }
 }
 
-template <int kCount, typename T>
-void add_all_values(const Attention<T>& a, const Seen& seen, int64_t group, int64_t head,
-                    const float* scores, Ahead<T>& ahead) {
+template <int kCount, typename T, typename C>
+void add_all_values(const Attention<T, C>& a, const Seen& seen, int64_t group, int64_t head,
+                    const float* scores, Ahead<C>& ahead) {
   float* sums = a.sum + head * a.width;
   int64_t d = 0;
   for (; d + 4 * LANES <= a.width; d += 4 * LANES) {
-    add_values<kCount, 4>(a, seen, group * a.width + d, scores + head, sums + d, ahead);
+    add_values<kCount, 4>(a, seen, group, d, scores + head, sums + d, ahead);
   }
   for (; d < a.width; d += LANES) {
-    add_values<kCount, 1>(a, seen, group * a.width + d, scores + head, sums + d, ahead);
+    add_values<kCount, 1>(a, seen, group, d, scores + head, sums + d, ahead);
   }
 }
 
-template <typename T>
-void attend(const Attention<T>& a) {
+template <typename T, typename C>
+void attend(const Attention<T, C>& a) {
   alignas(64) static thread_local float query[kMostHeads * kMostWidth], scores[kSlots * kMostHeads];
   const int64_t heads = a.groups * a.queries, slot_size = a.groups * a.width;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(a.width));
@@ -175,7 +196,7 @@ void attend(const Attention<T>& a) {
     score_all(a, seen, query, scores);
     for (int64_t h = 0; h < heads; h += LANES) exponentials(a, seen.count, h, scores);
     const auto at_most = [&](int64_t slot) { return slot < a.slots ? slot : a.slots; };
-    Ahead<T> ahead = {a.key + at_most(first + kSlots) * slot_size,
+    Ahead<C> ahead = {a.key + at_most(first + kSlots) * slot_size,
                       a.key + at_most(first + 2 * kSlots) * slot_size};
     for (int64_t g = 0; g < a.groups; ++g) {
       int64_t h = g * a.queries;
@@ -188,6 +209,7 @@ void attend(const Attention<T>& a) {
 
 }  // namespace
 
-extern const AttentionTable TABLE(attention) = {attend<float>, attend<uint16_t>};
+extern const AttentionTable TABLE(attention) = {attend<float, float>, attend<uint16_t, uint16_t>,
+                                                attend<float, int8_t>, attend<uint16_t, int8_t>};
 
 }  // namespace bitttt

@@ -37,22 +37,31 @@ void combine(const Sizes& z, const float* results, int64_t head, T* output) {
   for (int64_t d = 0; d < z.K; ++d) narrow(sums[d] * inverse, output + d);
 }
 
-template <typename T>
-ffi::Error attend_all(ffi::ThreadPool& pool, const Sizes& z, int64_t window, const T* query,
-                      const T* key, const T* value, const int32_t* query_position,
-                      const int32_t* key_position, float* workspace, T* output,
-                      void (*attend)(const Attention<T>&)) {
+// What is cached: [B, S, G, K], and scales [B, S, G] where C is int8_t.
+template <typename C>
+struct Cached {
+  const C *key, *value;
+  const float *key_scale, *value_scale;
+  const int32_t* position;
+};
+
+template <typename T, typename C>
+ffi::Error attend_all(ffi::ThreadPool& pool, const Sizes& z, int32_t window, const T* query,
+                      const int32_t* query_position, const Cached<C>& cached, float* workspace,
+                      T* output, void (*attend)(const Attention<T, C>&)) {
   const int64_t parts = z.parts(), slots = (z.S + parts - 1) / parts;
   run_all(
       pool, z.B * z.T * parts,
       [&](int64_t i) {
         const int64_t token = i / parts, row = token / z.T;
         const int64_t first = std::min(i % parts * slots, z.S), last = std::min(first + slots, z.S);
-        const int64_t at = (row * z.S + first) * z.G * z.K;
+        const int64_t slot = row * z.S + first, at = slot * z.G * z.K;
+        const auto scale = [&](const float* all) { return all ? all + slot * z.G : nullptr; };
         float* results = workspace + i * z.part_floats();
-        attend({z.G, z.H / z.G, z.K, last - first, query + token * z.H * z.K, key + at, value + at,
-                key_position + row * z.S + first, query_position[token],
-                static_cast<int32_t>(window), results, results + z.H, results + 2 * z.H});
+        attend({z.G, z.H / z.G, z.K, last - first, query + token * z.H * z.K, cached.key + at,
+                cached.value + at, scale(cached.key_scale), scale(cached.value_scale),
+                cached.position + slot, query_position[token], window, results, results + z.H,
+                results + 2 * z.H});
       },
       Wait::kActively);
   for (int64_t token = 0; token < z.B * z.T; ++token) {
@@ -64,12 +73,13 @@ ffi::Error attend_all(ffi::ThreadPool& pool, const Sizes& z, int64_t window, con
   return ffi::Error::Success();
 }
 
-// The query is [B, T, H, K], keys and values [B, S, G, K], positions [B, T] and [B, S]; the results
-// are working memory and [B, T, H, K].
+// The query is [B, T, H, K], keys and values (uint16 stands for bfloat16) [B, S, G, K], positions
+// [B, T] and [B, S], and the scales of int8 keys and values [B, S, G]; the results are working
+// memory and [B, T, H, K].
 ffi::Error cached_attention(ffi::ThreadPool pool, int64_t window, ffi::AnyBuffer query,
                             ffi::AnyBuffer key, ffi::AnyBuffer value,
                             ffi::Buffer<ffi::S32> query_position,
-                            ffi::Buffer<ffi::S32> key_position,
+                            ffi::Buffer<ffi::S32> key_position, ffi::RemainingArgs scales,
                             ffi::Result<ffi::Buffer<ffi::F32>> workspace,
                             ffi::Result<ffi::AnyBuffer> output) {
   const auto wrong = [](const char* what) { return ffi::Error::InvalidArgument(what); };
@@ -85,22 +95,38 @@ ffi::Error cached_attention(ffi::ThreadPool pool, int64_t window, ffi::AnyBuffer
       static_cast<int64_t>(workspace->element_count()) != z.B * z.T * z.parts() * z.part_floats()) {
     return wrong("attention: sizes that the kernel doesn't take");
   }
-  const auto run = [&](auto type, auto attend) {
+  const bool is_int8 = key.element_type() == ffi::S8;
+  const float* scale[2] = {};
+  for (size_t i = 0; i < 2 && is_int8; ++i) {
+    const auto some = scales.get<ffi::Buffer<ffi::F32>>(i);
+    if (some.has_error() || static_cast<int64_t>(some->element_count()) != z.B * z.S * z.G) {
+      return wrong("attention: int8 without its scales");
+    }
+    scale[i] = some->typed_data();
+  }
+  const auto run = [&](auto type, auto cached_type, auto attend) {
     using T = decltype(type);
-    const auto data = [](const ffi::AnyBuffer& x) {
-      return static_cast<const T*>(x.untyped_data());
-    };
-    return attend_all<T>(pool, z, window, data(query), data(key), data(value),
-                         query_position.typed_data(), key_position.typed_data(),
-                         workspace->typed_data(), static_cast<T*>(output->untyped_data()), attend);
+    using C = decltype(cached_type);
+    const Cached<C> cached = {static_cast<const C*>(key.untyped_data()),
+                              static_cast<const C*>(value.untyped_data()), scale[0], scale[1],
+                              key_position.typed_data()};
+    return attend_all<T, C>(pool, z, static_cast<int32_t>(window),
+                            static_cast<const T*>(query.untyped_data()),
+                            query_position.typed_data(), cached, workspace->typed_data(),
+                            static_cast<T*>(output->untyped_data()), attend);
   };
-  if (query.element_type() == ffi::F32 && key.element_type() == ffi::F32) {
-    return run(float{}, kernels().attention.attend);
+  const AttentionTable& table = kernels().attention;
+  const auto has_types = [&](ffi::DataType of_query, ffi::DataType of_cache) {
+    return query.element_type() == of_query && key.element_type() == of_cache &&
+           value.element_type() == of_cache;
+  };
+  if (has_types(ffi::F32, ffi::F32)) return run(float{}, float{}, table.attend);
+  if (has_types(ffi::BF16, ffi::BF16) || has_types(ffi::BF16, ffi::U16)) {
+    return run(uint16_t{}, uint16_t{}, table.attend_bfloat16);
   }
-  if (query.element_type() == ffi::BF16 && key.element_type() == ffi::BF16) {
-    return run(uint16_t{}, kernels().attention.attend_bfloat16);
-  }
-  return wrong("attention: neither float32 nor bfloat16");
+  if (has_types(ffi::F32, ffi::S8)) return run(float{}, int8_t{}, table.attend_int8);
+  if (has_types(ffi::BF16, ffi::S8)) return run(uint16_t{}, int8_t{}, table.attend_bfloat16_int8);
+  return wrong("attention: types that the kernel doesn't take");
 }
 
 }  // namespace
@@ -112,5 +138,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("window")
         .Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>()  // query, key, value
         .Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>()          // their positions
+        .RemainingArgs()                                                    // scales of int8
         .Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::AnyBuffer>());               // working memory; output
 // clang-format on

@@ -247,7 +247,8 @@ void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_
 }  // namespace
 
 extern const PackedTable TABLE(packed) = {
-    quantize<float>,        quantize<uint16_t>,   quantize<int8_t>,       multiply_few<float>,
-    multiply_few<uint16_t>, multiply_many<float>, multiply_many<uint16_t>};
+    quantize<float>,        quantize<uint16_t>, quantize<int8_t>, multiply_few<float>,
+    multiply_few<uint16_t>, kTileRows,          nullptr,          multiply_many<float>,
+    multiply_many<uint16_t>};
 
 }  // namespace bitttt

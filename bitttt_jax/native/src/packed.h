@@ -59,7 +59,7 @@ struct Output {
 // Sizes of a thread's working memory for multiply_many, whose columns are at most kManyColumns.
 constexpr int64_t kManyColumns = 32;
 static inline int64_t many_scratch_bytes(int64_t steps) {
-  return (steps + 1) * kManyColumns * kStep + 4 * 1024;
+  return (steps + 9) * kManyColumns * kStep + 4 * 1024 + 64;
 }
 
 struct PackedTable {
@@ -70,7 +70,10 @@ struct PackedTable {
   // For few rows: reads the codes once, from memory.
   void (*multiply_few)(const Activations&, const Columns&, Output<float>);
   void (*multiply_few_bfloat16)(const Activations&, const Columns&, Output<uint16_t>);
-  // For many rows: unpacks the codes first.
+  // From so many rows on: unpacks the codes first, of activations that `arrange` has put in order
+  // where there is one.
+  int64_t many_rows;
+  void (*arrange)(const Activations&);
   void (*multiply_many)(const Activations&, const Columns&, Output<float>, uint8_t* scratch);
   void (*multiply_many_bfloat16)(const Activations&, const Columns&, Output<uint16_t>,
                                  uint8_t* scratch);
@@ -79,8 +82,10 @@ struct PackedTable {
 extern const PackedTable packed_avx512vnni, packed_avxvnni, packed_avx2, packed_neon,
     packed_baseline;
 
-// Many rows by the matrix registers of AMX; the system may not let a process use them.
+// From so many rows on by the matrix registers of AMX; the system may not let a process use them.
+constexpr int64_t kManyRowsOfAmx = 3;
 bool may_use_amx();
+void arrange_amx(const Activations&);
 void multiply_many_amx(const Activations&, const Columns&, Output<float>, uint8_t* scratch);
 void multiply_many_amx(const Activations&, const Columns&, Output<uint16_t>, uint8_t* scratch);
 

@@ -1,4 +1,4 @@
-// Many rows at once on the matrix registers of AMX: tiles of 16 rows of activations times 16
+// Several rows at once on the matrix registers of AMX: tiles of 16 rows of activations times 16
 // columns of codes.
 
 #include <immintrin.h>
@@ -48,23 +48,22 @@ inline void store_field(const __m512i words[16], uint8_t* tile) {
   }
 }
 
-// 16 columns as tiles, step after step: line i has the codes 4 i to 4 i + 3 of all columns.
-void unpack_tiles(const Columns& c, int64_t first, int64_t steps, uint8_t* tiles) {
-  for (int64_t at = 0; at < steps * kStep / 4; at += kStep) {
-    __m512i words[16];
-    for (int64_t i = 0; i < 16; ++i) {
-      const int64_t n = first + i < c.last ? first + i : c.last - 1;
-      const uint8_t* codes = c.codes + n * c.row_bytes + at;
-      const __mmask64 inside = at + kStep <= c.row_bytes ? ~0ull : 0xffffffffull;
-      words[i] = _mm512_maskz_loadu_epi8(inside, codes);
-    }
-    transpose(words);
-    uint8_t* here = tiles + at / kStep * 4 * kTile;
-    store_field<0>(words, here);
-    store_field<1>(words, here + kTile);
-    store_field<2>(words, here + 2 * kTile);
-    store_field<3>(words, here + 3 * kTile);
+// 64 bytes of 16 columns as four tiles, field after field: line i has the codes 4 i to 4 i + 3 of
+// all columns. What lies behind the task's columns is next, and fetched meanwhile.
+inline void unpack_tiles(const Columns& c, int64_t first, int64_t at, uint8_t* tiles) {
+  __m512i words[16];
+  const __mmask64 inside = at + kStep <= c.row_bytes ? ~0ull : 0xffffffffull;
+  for (int64_t i = 0; i < 16; ++i) {
+    const int64_t n = first + i < c.last ? first + i : c.last - 1;
+    const uint8_t* codes = c.codes + n * c.row_bytes + at;
+    words[i] = _mm512_maskz_loadu_epi8(inside, codes);
+    __builtin_prefetch(codes + kManyColumns * c.row_bytes, 0, 2);
   }
+  transpose(words);
+  store_field<0>(words, tiles);
+  store_field<1>(words, tiles + kTile);
+  store_field<2>(words, tiles + 2 * kTile);
+  store_field<3>(words, tiles + 3 * kTile);
 }
 
 struct alignas(64) TileConfig {
@@ -132,14 +131,71 @@ inline void dot_tiles(const int8_t* x0, const int8_t* x1, const uint8_t* w0, con
   }
 }
 
+// --- up to a tile of rows ----------------------------------------------------------------------
+
+// 64 bytes of 16 columns, field after field: line n has the codes of column n.
+inline void unpack_lines(const Columns& c, int64_t first, int64_t at, uint8_t* tiles) {
+  const __mmask64 inside = at + kStep <= c.row_bytes ? ~0ull : 0xffffffffull;
+  for (int64_t i = 0; i < 16; ++i) {
+    const int64_t n = first + i < c.last ? first + i : c.last - 1;
+    const uint8_t* codes = c.codes + n * c.row_bytes + at;
+    const __m512i word = _mm512_maskz_loadu_epi8(inside, codes);
+    __builtin_prefetch(codes + kManyColumns * c.row_bytes, 0, 2);
+    const __m512i mask = _mm512_set1_epi8(3);
+    uint8_t* line = tiles + i * kStep;
+    _mm512_store_si512(line, _mm512_and_si512(word, mask));
+    _mm512_store_si512(line + kTile, _mm512_and_si512(_mm512_srli_epi16(word, 2), mask));
+    _mm512_store_si512(line + 2 * kTile, _mm512_and_si512(_mm512_srli_epi16(word, 4), mask));
+    _mm512_store_si512(line + 3 * kTile, _mm512_and_si512(_mm512_srli_epi16(word, 6), mask));
+  }
+}
+
+// Two tiles of columns times the only tile of rows, which lies as `arrange` has put it. Codes are
+// unpacked a step before their use, when they have reached the cache.
 template <typename T>
-void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_t* scratch) {
-  static const TileConfig config;
-  _tile_loadconfig(&config);
-  int32_t* sums = reinterpret_cast<int32_t*>(scratch);
-  uint8_t *w0 = scratch + 4 * kTile, *w1 = w0 + a.steps * kTile;
-  unpack_tiles(c, c.first, a.steps, w0);
-  unpack_tiles(c, c.first + 16, a.steps, w1);
+void multiply_tile(const Activations& a, const Columns& c, Output<T> out, int32_t* sums,
+                   uint8_t* w) {
+  _tile_zero(0);
+  _tile_zero(1);
+  const int8_t* x = a.codes;
+  unpack_lines(c, c.first, 0, w);
+  unpack_lines(c, c.first + 16, 0, w + 4 * kTile);
+  for (int64_t at = 0; at < c.row_bytes; at += kStep) {
+    const uint8_t* here = w + at / kStep % 2 * 8 * kTile;
+    if (at + kStep < c.row_bytes) {
+      uint8_t* next = w + (at / kStep + 1) % 2 * 8 * kTile;
+      unpack_lines(c, c.first, at + kStep, next);
+      unpack_lines(c, c.first + 16, at + kStep, next + 4 * kTile);
+    }
+    for (int64_t f = 0; f < 4; ++f, x += a.step_bytes()) {
+      _tile_loadd(4, x, 4 * a.rows);
+      _tile_loadd(6, here + f * kTile, 64);
+      _tile_loadd(7, here + (4 + f) * kTile, 64);
+      _tile_dpbusd(0, 6, 4);
+      _tile_dpbusd(1, 7, 4);
+    }
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  for (int64_t half = 0; half < 2; ++half, sums += 256) {
+    __m512i lines[16];
+    for (int64_t i = 0; i < 16; ++i) lines[i] = _mm512_load_si512(sums + 16 * i);
+    transpose(lines);
+    for (int64_t i = 0; i < 16; ++i) _mm512_store_si512(sums + 16 * i, lines[i]);
+    put_tile(sums, a, 0, c, c.first + 16 * half, out);
+  }
+}
+
+// --- many rows ---------------------------------------------------------------------------------
+
+template <typename T>
+void multiply_tiles(const Activations& a, const Columns& c, Output<T> out, int32_t* sums,
+                    uint8_t* w0) {
+  uint8_t* w1 = w0 + a.steps * kTile;
+  for (int64_t at = 0; at < a.steps * kStep / 4; at += kStep) {
+    unpack_tiles(c, c.first, at, w0 + at / kStep * 4 * kTile);
+    unpack_tiles(c, c.first + 16, at, w1 + at / kStep * 4 * kTile);
+  }
   for (int64_t m = 0; m < a.rows; m += 32) {
     const bool two = m + 16 < a.rows;
     if (two) {
@@ -153,6 +209,21 @@ void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_
     put_tile(sums + 512, a, m + 16, c, c.first, out);
     put_tile(sums + 768, a, m + 16, c, c.first + 16, out);
   }
+}
+
+template <typename T>
+void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_t* scratch) {
+  scratch += -reinterpret_cast<uintptr_t>(scratch) % 64;
+  int32_t* sums = reinterpret_cast<int32_t*>(scratch);
+  TileConfig config;
+  if (a.rows <= kTileRows) {
+    config.line_bytes[0] = config.line_bytes[1] = config.line_bytes[4] = 4 * a.rows;
+    _tile_loadconfig(&config);
+    multiply_tile(a, c, out, sums, scratch + 4 * kTile);
+  } else {
+    _tile_loadconfig(&config);
+    multiply_tiles(a, c, out, sums, scratch + 4 * kTile);
+  }
   _tile_release();
 }
 
@@ -161,6 +232,21 @@ void multiply_many(const Activations& a, const Columns& c, Output<T> out, uint8_
 bool may_use_amx() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// Of each step, [rows, 16] words become [16, rows]: every fourth activation of all rows.
+void arrange_amx(const Activations& a) {
+  if (a.rows > kTileRows) return;
+  const __mmask16 inside = a.rows == 16 ? 0xffff : (1u << a.rows) - 1;
+  for (int64_t step = 0; step < a.steps; ++step) {
+    int8_t* words = a.codes + step * a.step_bytes();
+    __m512i lines[16] = {};
+    for (int64_t m = 0; m < a.rows; ++m) lines[m] = _mm512_loadu_si512(words + m * kStep);
+    transpose(lines);
+    for (int64_t i = 0; i < 16; ++i) {
+      _mm512_mask_storeu_epi32(words + 4 * a.rows * i, inside, lines[i]);
+    }
+  }
 }
 
 void multiply_many_amx(const Activations& a, const Columns& c, Output<float> out,

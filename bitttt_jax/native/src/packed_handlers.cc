@@ -14,8 +14,6 @@ namespace {
 
 ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(what); }
 
-// From here on unpacking pays.
-constexpr int64_t kManyRows = kTileRows;
 // Codes of a task for few rows: small beside what a thread reads, and large beside a line of
 // memory.
 constexpr int64_t kFewBytes = 32 * 1024;
@@ -39,14 +37,21 @@ template <typename X, typename T>
 void multiply_all(ffi::ThreadPool& pool, const X* x, const Activations& a,
                   const std::vector<Weight<T>>& weights, Quantize<X> quantize, Few<T> few,
                   Many<T> many) {
-  const bool is_few = a.rows < kManyRows;
+  const PackedTable& table = kernels().packed;
+  const bool is_few = a.rows < table.many_rows;
+  const Wait wait = a.rows <= kTileRows ? Wait::kActively : Wait::kAsleep;
   if (is_few) {
     for (int64_t m = 0; m < a.rows; ++m) quantize(x + m * a.width, a, m);
   } else {
-    run_all(pool, a.num_tiles(), [&](int64_t tile) {
-      const int64_t first = tile * kTileRows, last = std::min(first + kTileRows, a.rows);
-      for (int64_t m = first; m < last; ++m) quantize(x + m * a.width, a, m);
-    });
+    const int64_t some = a.rows <= kTileRows ? 1 : kTileRows;
+    run_all(
+        pool, (a.rows + some - 1) / some,
+        [&](int64_t i) {
+          const int64_t last = std::min((i + 1) * some, a.rows);
+          for (int64_t m = i * some; m < last; ++m) quantize(x + m * a.width, a, m);
+        },
+        wait);
+    if (table.arrange) table.arrange(a);
   }
   const int64_t total = weights.back().before + weights.back().columns.last;
   const int64_t few_columns = kFewBytes / weights.back().columns.row_bytes / 4 * 4;
@@ -66,7 +71,7 @@ void multiply_all(ffi::ThreadPool& pool, const X* x, const Activations& a,
           }
         }
       },
-      is_few ? Wait::kActively : Wait::kAsleep);
+      wait);
 }
 
 template <typename X, typename T>
