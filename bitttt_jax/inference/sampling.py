@@ -159,7 +159,7 @@ def sample(
       position_B: tokens before the one that is drawn.
     """
     logits_BV = penalised(rows, logits_BV, seen_BV)
-    likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    likeliest_B = _likeliest(logits_BV)
 
     def draw(logits_BV):
         fold = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
@@ -168,3 +168,11 @@ def sample(
         return jnp.where(rows.temperature > 0, drawn_B.astype(jnp.int32), likeliest_B)
 
     return jax.lax.cond(jnp.any(rows.temperature > 0), draw, lambda logits: likeliest_B, logits_BV)
+
+
+def _likeliest(logits_BV: jax.Array) -> jax.Array:
+    """The first of the likeliest tokens `[B]`, by two reductions that XLA makes vectors of."""
+    vocab = logits_BV.shape[1]
+    is_most = logits_BV == jnp.max(logits_BV, axis=1, keepdims=True)
+    first_B = jnp.min(jnp.where(is_most, jnp.arange(vocab), vocab), axis=1)
+    return jnp.minimum(first_B, vocab - 1).astype(jnp.int32)

@@ -130,7 +130,8 @@ def write_tokens(
             config, params, state, token_B[:, None], runs_B.astype(jnp.int32)
         )
         logits_BV = transformer.logits(config, params, hidden_BTD)[:, 0]
-        logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < num_tokens, logits_BV, -jnp.inf)
+        if num_tokens < logits_BV.shape[1]:
+            logits_BV = logits_BV.at[:, num_tokens:].set(-jnp.inf)
         chosen_B = sample(rows.sampling, logits_BV, seen_BV, rows.seed, state.position_B)
         token_B = jnp.where(runs_B, chosen_B, token_B)
         seen_BV = seen_BV.at[jnp.arange(B), token_B].set(True)

@@ -18,8 +18,10 @@ MAX_SPANS = 8
 SAVED_TOKENS = 512
 _MASKED = -1e30
 # What the native kernel for caches takes: tokens of a call, heads, and their width. It divides a
-# cache into parts of at least so many slots, and at most so many parts.
-_KERNEL_TOKENS, _KERNEL_HEADS, _KERNEL_WIDTH, _PART_SLOTS, _PARTS = 8, 128, 256, 64, 8
+# cache into parts of at least so many slots, and at most so many parts; fewer for several tokens,
+# so that all have about so many.
+_KERNEL_TOKENS, _KERNEL_HEADS, _KERNEL_WIDTH = 8, 128, 256
+_PART_SLOTS, _PARTS, _ALL_PARTS = 64, 8, 16
 
 
 def _attend(q_BGRK, k_BGSK, v_BGSK, allowed_BRS):
@@ -143,7 +145,8 @@ def cached_attention(
     fits &= (q_BTHK.dtype, k_BSGK.dtype) in types
     needs = f"at most {_KERNEL_TOKENS} tokens and heads whose width is a multiple of 16"
     if native.choose(implementation, fits, needs) == "cpu":
-        parts = B * T * min(-(-S // _PART_SLOTS), _PARTS)
+        most = min(max(_ALL_PARTS // (B * T), 1), _PARTS)
+        parts = B * T * min(-(-S // _PART_SLOTS), most)
         results = (
             jax.ShapeDtypeStruct((parts * H * (K + 2),), jnp.float32),  # working memory
             jax.ShapeDtypeStruct(q_BTHK.shape, q_BTHK.dtype),

@@ -13,11 +13,15 @@ namespace ffi = xla::ffi;
 namespace bitttt {
 namespace {
 
-constexpr int64_t kLeastSlots = 64, kMostParts = 8;  // of a token's work
+// Of a token's work; several tokens are divided into fewer parts each.
+constexpr int64_t kLeastSlots = 64, kMostParts = 8, kTasks = 16;
 
 struct Sizes {
   int64_t B, T, H, K, S, G;
-  int64_t parts() const { return std::min((S + kLeastSlots - 1) / kLeastSlots, kMostParts); }
+  int64_t parts() const {
+    const int64_t most = std::clamp<int64_t>(kTasks / (B * T), 1, kMostParts);
+    return std::min((S + kLeastSlots - 1) / kLeastSlots, most);
+  }
   int64_t part_floats() const { return H * (K + 2); }
 };
 
