@@ -87,7 +87,7 @@ def load(path: Path, model: Model, config: ModelConfig, cache: CacheType | None)
     token_T = tensors.pop(_TOKENS, np.zeros(0, np.int32))
     if token_T.ndim != 1 or token_T.dtype != np.int32:
         raise DataError(f"{path} is damaged", "its tokens aren't a row of integers")
-    slots, window = (int(metadata.get(name, "0")) for name in ("slots", "window"))
+    slots, window = (_number(path, metadata, name) for name in ("slots", "window"))
     start = lambda params: steps.start(config, params, 1, max(slots, 1), cache)
     expected = jax.eval_shape(start, model.params)
     state = _state(path, expected, tensors)
@@ -100,6 +100,13 @@ def load(path: Path, model: Model, config: ModelConfig, cache: CacheType | None)
             f"--context={window} --overflow=slide",
         )
     return SavedState(token_T, jax.device_put(state))
+
+
+def _number(path: Path, metadata: dict[str, str], name: str) -> int:
+    text = metadata.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise DataError(f"{path} is damaged", f"{name} is {text!r}")
+    return int(text)
 
 
 def fingerprint(params: Any) -> str:

@@ -124,10 +124,9 @@ def _cut(logits_BV: jax.Array, weight_BV: jax.Array, limit_B: jax.Array) -> jax.
 
     By bisection over the floats: sorting takes much longer.
     """
-    # Integers in the order of the floats, none of which is positive.
-    order_BV = -(jax.lax.bitcast_convert_type(-logits_BV, jnp.int32) & 0x7FFFFFFF)
-    low = jnp.full_like(limit_B, -0x7F800000, jnp.int32)  # -inf: never above the border
-    high = jnp.zeros_like(low)
+    order_BV = _ordered(logits_BV)
+    low = jnp.full_like(limit_B, _ordered(jnp.float32(-jnp.inf)), jnp.int32)
+    high = jnp.zeros_like(low)  # no logit is positive
 
     def halve(_, borders):
         low, high = borders
@@ -171,8 +170,13 @@ def sample(
 
 
 def _likeliest(logits_BV: jax.Array) -> jax.Array:
-    """The first of the likeliest tokens `[B]`, by two reductions that XLA makes vectors of."""
-    vocab = logits_BV.shape[1]
-    is_most = logits_BV == jnp.max(logits_BV, axis=1, keepdims=True)
-    first_B = jnp.min(jnp.where(is_most, jnp.arange(vocab), vocab), axis=1)
-    return jnp.minimum(first_B, vocab - 1).astype(jnp.int32)
+    """The first of the likeliest tokens `[B]`, by maxima of integers: XLA's of floats are slow."""
+    vocab, order_BV = logits_BV.shape[1], _ordered(logits_BV)
+    is_most = order_BV == jnp.max(order_BV, axis=1, keepdims=True)
+    return jnp.min(jnp.where(is_most, jnp.arange(vocab, dtype=jnp.int32), vocab), axis=1)
+
+
+def _ordered(values: jax.Array) -> jax.Array:
+    """Integers in the order of some float32 values."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

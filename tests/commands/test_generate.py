@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bitttt_jax.commands.generate import main
@@ -38,16 +37,9 @@ def test_greedy_text_is_the_models(trained_run: Path, capsys: Captured):
     flags = ["--prompt=def ", "--temperature=0", "--max_tokens=40"]
     out = run(capsys, trained_run, *flags)
     model = load_run(trained_run)
-    tokens = generate(
-        model.config,
-        model.params,
-        np.array([256, *b"def "]),
-        40,
-        sampling=SamplingConfig(temperature=0),
-        stop_ids=(256,),
-        num_tokens=257,
-    )
-    assert out == "def " + model.tokenizer.decode(list(tokens)) + "\n"
+    prompt, sampling = [256, *b"def "], SamplingConfig(temperature=0)
+    completion = model.generate(prompt, max_tokens=40, sampling=sampling)
+    assert out == f"def {completion.text}\n"
     assert run(capsys, trained_run, *flags) == out
 
 
@@ -77,8 +69,7 @@ def test_an_empty_prompt_starts_a_document(trained_run: Path, capsys: Captured):
     out = run(capsys, trained_run, "--temperature=0", "--max_tokens=5", "--step=2")
     model = load_run(trained_run, step=2)
     sampling = SamplingConfig(temperature=0)
-    tokens = generate(model.config, model.params, np.array([256]), 5, sampling=sampling)
-    assert out == model.tokenizer.decode(list(tokens)) + "\n"
+    assert out == model.generate([256], max_tokens=5, sampling=sampling).text + "\n"
 
 
 def test_statistics(trained_run: Path, capsys: Captured):

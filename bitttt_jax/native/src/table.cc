@@ -89,7 +89,11 @@ inline void multiply_group(const TableInput& in, const TableRows& t, int64_t n) 
   for (; m + kRowsTogether <= in.rows; m += kRowsTogether) {
     multiply_block<kRowsTogether, kCount>(in, t, m, n, offsets);
   }
-  for (; m < in.rows; ++m) multiply_block<1, kCount>(in, t, m, n, offsets);
+  if (m + 2 <= in.rows) {
+    multiply_block<2, kCount>(in, t, m, n, offsets);
+    m += 2;
+  }
+  if (m < in.rows) multiply_block<1, kCount>(in, t, m, n, offsets);
 }
 
 void multiply(const TableInput& in, const TableRows& t) {
