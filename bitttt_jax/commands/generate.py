@@ -116,8 +116,8 @@ def _statistics(prompt_tokens: int, loaded: float, times: list[float]) -> str:
     line = f"{prompt_tokens} prompt tokens"
     if times:
         line += f", first token after {times[0] - loaded:.2f} s with compilation"
-    if len(times) > 2:
-        # The second token still waits for the compilation of the step.
-        rate = (len(times) - 2) / (times[-1] - times[1])
+    # The first call waits for compilation.
+    if later := [each for each in times if each > times[0]]:
+        rate = len(later) / (times[-1] - times[0])
         return f"{line}, {len(times)} tokens, the later ones at {rate:.0f} tok/s"
     return f"{line}, {len(times)} tokens"

@@ -134,7 +134,8 @@ def test_bfloat16_keeps_fast_weights_in_float32():
     hidden, state = jax.eval_shape(run, samples.params(config, "float32"))
     assert hidden.dtype == jnp.bfloat16
     linear, attention, mlp = state.blocks
-    assert {leaf.dtype for leaf in attention.mixer} == {jnp.dtype("bfloat16")}
+    bits = {leaf.dtype for leaf in jax.tree.leaves(attention.mixer)}
+    assert bits == {jnp.dtype("uint16")}
     for block in (linear, mlp):
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(block.mixer.stream)}
         assert dtypes == {jnp.dtype("float32")}
