@@ -31,7 +31,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 VNNI = [*AVX512, "-mavx512vnni"]
 # Instruction sets: floats in a vector, flags, and what is compiled for them.
 X86 = {
-    "amx": (16, [*VNNI, "-mamx-tile", "-mamx-int8"], ("packed_amx.cc",)),
+    "amx": (16, [*VNNI, "-mamx-tile", "-mamx-int8"], ("packed_amx.cc", "table_amx.cc")),
     "avx512vnni": (16, VNNI, BYTES),
     "avx512": (16, AVX512, FLOAT),
     "avxvnni": (8, [*AVX2, "-mavxvnni"], BYTES),

@@ -100,6 +100,7 @@ if native.instruction_set() == {instruction_set!r}:
             test_tables.test_products_with_groups_are_those_of_their_values("cpu", dtype, shape)
         for shape in test_attention.CACHES:
             test_attention.test_the_native_kernel_reads_a_cache_as_xla_does(*shape, dtype)
+            test_attention.test_the_native_kernel_reads_int8_as_xla_does(*shape, dtype)
         for shape in test_norm.SHAPES:
             test_norm.test_the_native_kernel_normalises_as_xla_does(shape, dtype)
 print(native.instruction_set())

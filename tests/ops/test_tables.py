@@ -10,7 +10,17 @@ from bitttt_jax.ops import tables
 from tests.kernels import needs_kernels
 
 # Rows, width, entries.
-SHAPES = [(1, 64, 9), (3, 128, 4), (2, 192, 1), (20, 2560, 33), (1, 256, 1000)]
+# Rows, width, entries: of one row, of a tile of rows, and of more.
+SHAPES = [
+    (1, 64, 9),
+    (3, 128, 4),
+    (2, 192, 1),
+    (8, 320, 71),
+    (15, 64, 96),
+    (16, 128, 40),
+    (20, 2560, 33),
+    (1, 256, 1000),
+]
 IMPLEMENTATIONS = [
     "xla",
     pytest.param("cpu", marks=needs_kernels),

@@ -49,6 +49,8 @@ Kernels choose_kernels() {
   const bool amx = avx512vnni && has_feature(0, 3, 24) && has_feature(0, 3, 25);
   if (amx && wanted("amx") && may_use_amx()) {
     Kernels kernels = with("amx", packed_avx512vnni, table_avx512vnni, grouped_avx512vnni);
+    kernels.table.arrange = arrange_table_amx;
+    kernels.table.multiply_arranged = multiply_table_amx;
     kernels.packed.many_rows = kManyRowsOfAmx;
     kernels.packed.arrange = arrange_amx;
     kernels.packed.multiply_many = multiply_many_amx;

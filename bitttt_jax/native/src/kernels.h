@@ -19,7 +19,7 @@ struct Kernels {
   const AttentionTable& attention;
   const NormTable& norm;
   PackedTable packed;
-  const TableTable& table;
+  TableTable table;
   const GroupedTable& grouped;
 };
 

@@ -5,40 +5,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "amx.h"
 #include "half.h"
 #include "packed.h"
 
 namespace bitttt {
 namespace {
 
-constexpr int64_t kTile = 1024;  // bytes
-
-// Swaps rows and columns of a matrix of 16 x 16 words.
-inline void transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
+constexpr int64_t kTile = kTileBytes;
 
 template <int kField>
 inline void store_field(const __m512i words[16], uint8_t* tile) {
@@ -65,12 +39,6 @@ inline void unpack_tiles(const Columns& c, int64_t first, int64_t at, uint8_t* t
   store_field<2>(words, tiles + 2 * kTile);
   store_field<3>(words, tiles + 3 * kTile);
 }
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t line_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t lines[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 inline void write(float* y, __mmask16 inside, __m512 values) {
   _mm512_mask_storeu_ps(y, inside, values);
@@ -234,18 +202,11 @@ bool may_use_amx() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// Of each step, [rows, 16] words become [16, rows]: every fourth activation of all rows.
 void arrange_amx(const Activations& a) {
   if (a.rows > kTileRows) return;
-  const __mmask16 inside = a.rows == 16 ? 0xffff : (1u << a.rows) - 1;
   for (int64_t step = 0; step < a.steps; ++step) {
     int8_t* words = a.codes + step * a.step_bytes();
-    __m512i lines[16] = {};
-    for (int64_t m = 0; m < a.rows; ++m) lines[m] = _mm512_loadu_si512(words + m * kStep);
-    transpose(lines);
-    for (int64_t i = 0; i < 16; ++i) {
-      _mm512_mask_storeu_epi32(words + 4 * a.rows * i, inside, lines[i]);
-    }
+    arrange_words(words, kStep, a.rows, words, a.rows);
   }
 }
 

@@ -104,6 +104,7 @@ void multiply(const TableInput& in, const TableRows& t) {
 
 }  // namespace
 
-extern const TableTable TABLE(table) = {quantize<float>, quantize<uint16_t>, multiply};
+extern const TableTable TABLE(table) = {quantize<float>, quantize<uint16_t>, multiply, nullptr,
+                                        nullptr};
 
 }  // namespace bitttt

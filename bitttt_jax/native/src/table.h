@@ -15,6 +15,7 @@ struct TableInput {
   int64_t rows, width;
   int8_t* codes;  // [rows, width]
   float* scale;
+  int8_t* arranged = nullptr;  // as `arrange` puts them
 
   ALWAYS_INLINE TableInput(int64_t rows, int64_t width, uint8_t* workspace)
       : rows(rows), width(width) {
@@ -38,7 +39,18 @@ struct TableTable {
   void (*quantize)(const float*, const TableInput&, int64_t m);
   void (*quantize_bfloat16)(const uint16_t*, const TableInput&, int64_t m);
   void (*multiply)(const TableInput&, const TableRows&);
+  // From kLeastArranged to kMostArranged rows: first puts the activations in the order that the
+  // second wants; null where that doesn't pay.
+  void (*arrange)(const TableInput&);
+  void (*multiply_arranged)(const TableInput&, const TableRows&);
 };
+
+constexpr int64_t kLeastArranged = 3, kMostArranged = 15;
+constexpr int64_t kArrangedGroup = 32;  // entries that multiply_arranged takes together
+static inline int64_t arranged_bytes(const TableInput& in) { return (in.rows + 1) * in.width; }
+
+void arrange_table_amx(const TableInput&);
+void multiply_table_amx(const TableInput&, const TableRows&);
 
 extern const TableTable table_avx512vnni, table_avxvnni, table_avx2, table_neon, table_baseline;
 

@@ -14,30 +14,39 @@ constexpr int64_t kTaskBytes = 64 * 1024;
 
 ffi::Error wrong(const char* what) { return ffi::Error::InvalidArgument(what); }
 
-// Rounds the activations x, and multiplies them with all V entries of a table.
-template <typename Input, typename Table, typename Rows>
-ffi::Error multiply_all(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const Input& in,
-                        const Table& table, int64_t V, int64_t entry_bytes, const Rows& rows) {
+// Rounds the activations x.
+template <typename Input, typename Table>
+bool quantize_all(const ffi::AnyBuffer& x, const Input& in, const Table& table) {
   for (int64_t m = 0; m < in.rows; ++m) {
     if (x.element_type() == ffi::F32) {
       table.quantize(static_cast<const float*>(x.untyped_data()) + m * in.width, in, m);
     } else if (x.element_type() == ffi::BF16) {
       table.quantize_bfloat16(static_cast<const uint16_t*>(x.untyped_data()) + m * in.width, in, m);
     } else {
-      return wrong("table: neither float32 nor bfloat16");
+      return false;
     }
   }
-  const int64_t together = std::max<int64_t>(kTaskBytes / entry_bytes, 1);
+  return true;
+}
+
+// Multiplies rounded activations with all V entries of a table, some in each task.
+template <typename Input, typename Rows>
+ffi::Error multiply_all(ffi::ThreadPool& pool, const Input& in, int64_t V, int64_t together,
+                        const Rows& rows, void (*multiply)(const Input&, const Rows&)) {
   run_all(
       pool, (V + together - 1) / together,
       [&](int64_t i) {
         Rows some = rows;
         some.first = i * together;
         some.last = std::min((i + 1) * together, V);
-        table.multiply(in, some);
+        multiply(in, some);
       },
       Wait::kActively);
   return ffi::Error::Success();
+}
+
+int64_t entries_of_task(int64_t entry_bytes) {
+  return std::max<int64_t>(kTaskBytes / entry_bytes, 1);
 }
 
 // x is [M, D], the table has codes [V, D] and scales [V]; the results are working memory and
@@ -51,12 +60,21 @@ ffi::Error table_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi:
       static_cast<int64_t>(scale.element_count()) != of_codes[0]) {
     return wrong("table: shapes don't fit");
   }
-  const TableInput in(of_x[0], of_x[1], workspace->typed_data());
+  TableInput in(of_x[0], of_x[1], workspace->typed_data());
   if (static_cast<int64_t>(workspace->element_count()) < in.workspace_bytes()) {
     return wrong("table: too little working memory");
   }
   const TableRows rows = {codes.typed_data(), scale.typed_data(), 0, 0, y->typed_data(), of_y[1]};
-  return multiply_all(pool, x, in, kernels().table, of_y[1], in.width, rows);
+  const TableTable& table = kernels().table;
+  if (!quantize_all(x, in, table)) return wrong("table: neither float32 nor bfloat16");
+  const int64_t V = of_y[1], together = entries_of_task(in.width);
+  if (!table.arrange || in.rows < kLeastArranged || in.rows > kMostArranged) {
+    return multiply_all(pool, in, V, together, rows, table.multiply);
+  }
+  in.arranged = scratch<int8_t>(arranged_bytes(in));
+  table.arrange(in);
+  const int64_t groups = (together + kArrangedGroup - 1) / kArrangedGroup;
+  return multiply_all(pool, in, V, groups * kArrangedGroup, rows, table.multiply_arranged);
 }
 
 // As `table_matmul`, with codes [V, bytes of a row] and scales [V, groups of a row].
@@ -80,7 +98,9 @@ ffi::Error grouped_matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ff
                             0,
                             y->typed_data(),
                             of_y[1]};
-  return multiply_all(pool, x, in, kernels().grouped, of_y[1], of_codes[1], rows);
+  const GroupedTable& table = kernels().grouped;
+  if (!quantize_all(x, in, table)) return wrong("grouped table: neither float32 nor bfloat16");
+  return multiply_all(pool, in, of_y[1], entries_of_task(of_codes[1]), rows, table.multiply);
 }
 
 }  // namespace
