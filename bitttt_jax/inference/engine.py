@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bitttt_jax.config import ModelConfig
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.inference import memory, row_state, steps
+from bitttt_jax.inference.batch import Batch, log_probabilities, power_of_two
 from bitttt_jax.inference.prefixes import SavedState, SavedStates
-from bitttt_jax.inference.requests import Handle, Request, TokenLogprobs
-from bitttt_jax.inference.sampling import RowSampling, SamplingConfig
-from bitttt_jax.inference.steps import Rows, Written
+from bitttt_jax.inference.requests import Handle, Request
 from bitttt_jax.layers.attention import CacheType
 from bitttt_jax.models.transformer import ModelState
 
@@ -46,26 +42,6 @@ class _Reading:
         """Tokens that a row has yet to read here: the prompt's last one is read by writing."""
         handle = self.handles[row]
         return 0 if handle is None else len(handle.prompt_T) - 1 - self.done[row]
-
-
-@dataclasses.dataclass
-class _Batch:
-    """Rows that write."""
-
-    handles: list[Handle | None]
-    """What each row works on; None for a free one."""
-    state: ModelState
-    seen_BV: jax.Array
-    token_B: np.ndarray
-    """The latest token of each row, which hasn't been read."""
-    left_B: np.ndarray
-    """How many tokens each may still choose."""
-    rows: Rows
-
-    @property
-    def running(self) -> list[tuple[int, Handle]]:
-        """Rows that work, and on what."""
-        return [(row, handle) for row, handle in enumerate(self.handles) if handle]
 
 
 class Engine:
@@ -113,7 +89,7 @@ class Engine:
         self._config, self._limit = _bounded(model, context, overflow)
         self._waiting: collections.deque[Handle] = collections.deque()
         self._reading: _Reading | None = None
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._saved, self._reuses = SavedStates(self._config, reuse_bytes), reuse_bytes > 0
         self._learns = any(mixer != "attention" for mixer in self._config.mixers)
         self._lock = threading.Lock()
@@ -266,7 +242,7 @@ class Engine:
         slots = self._bucket(max(len(h.prompt_T) + h.max_tokens for h in handles))
         if self._batch:
             slots = max(slots, row_state.num_slots(self._batch.state))
-        rows = _power_of_two(len(handles))
+        rows = power_of_two(len(handles))
         state = steps.start(self._config, self._model.params, rows, slots, self._cache)
         reading = _Reading([*handles], state, [0] * len(handles))
         for row, handle in enumerate(handles):
@@ -282,7 +258,7 @@ class Engine:
         if "attention" not in self._config.mixers:
             return steps.CACHE_STEP
         most = steps.cache_slots(self._config, self._limit or _MAX_TOKENS)
-        return min(_power_of_two(steps.cache_slots(self._config, length)), most)
+        return min(power_of_two(steps.cache_slots(self._config, length)), most)
 
     # --- states that prompts can start from ----------------------------------------------------
 
@@ -349,77 +325,25 @@ class Engine:
         """Lets the rows write whose prompts have been read."""
         ready = [row for row, handle in enumerate(reading.handles) if handle]
         ready = [row for row in ready if not reading.left(row)]
+        if not ready:
+            return
         if self._learns:
             for row in ready:
                 handle = reading.handles[row]
                 assert handle
                 self._keep(handle.read_T, reading.state, row)
         if not self._batch and len(ready) == sum(handle is not None for handle in reading.handles):
-            self._make_batch(reading.state, reading.handles)
+            self._batch = Batch(self._config, reading.state, reading.handles)
             reading.handles = []
             return
+        if not self._batch:
+            slots = row_state.num_slots(reading.state)
+            fresh = steps.start(self._config, self._model.params, 1, slots, self._cache)
+            self._batch = Batch(self._config, fresh, [])
         for row in ready:
             handle, reading.handles[row] = reading.handles[row], None
             assert handle
-            self._join(handle, reading.state, row)
-
-    def _make_batch(self, state: ModelState, handles: Sequence[Handle | None]) -> None:
-        """Makes the rows of a state the batch, with what they work on; more rows are free."""
-        rows = state.position_B.shape[0]
-        self._batch = _Batch(
-            [None] * rows,
-            state,
-            jnp.zeros((rows, self._config.vocab_size), bool),
-            np.zeros(rows, np.int32),
-            np.zeros(rows, np.int32),
-            _rows_of([None] * rows),
-        )
-        for row, handle in enumerate(handles):
-            if handle:
-                self._enter(row, handle)
-
-    def _join(self, handle: Handle, state: ModelState, row: int) -> None:
-        """Gives a request a free row of the batch, which grows where there is none."""
-        slots = row_state.num_slots(state)
-        if not self._batch:
-            fresh = steps.start(self._config, self._model.params, 1, slots, self._cache)
-            self._make_batch(fresh, [])
-        batch = self._batch
-        assert batch
-        if row_state.num_slots(batch.state) < slots:
-            batch.state = row_state.with_slots(batch.state, slots)
-        if None not in batch.handles:
-            self._resize(min(2 * len(batch.handles), self._slots))
-        free = batch.handles.index(None)
-        batch.state = row_state.put_row(batch.state, free, state, row)
-        self._enter(free, handle)
-
-    def _enter(self, row: int, handle: Handle) -> None:
-        """Sets what a row of the batch works on, its state being there."""
-        batch = self._batch
-        assert batch
-        batch.handles[row] = handle
-        batch.token_B[row] = handle.prompt_T[-1]
-        batch.left_B[row] = handle.max_tokens
-        if handle.request.sampling.repetition_penalty != 1:
-            seen_V = np.zeros(batch.seen_BV.shape[1], bool)
-            seen_V[handle.prompt_T] = True
-            batch.seen_BV = _with_row(batch.seen_BV, row, seen_V)
-        batch.rows = _rows_of(batch.handles)
-
-    def _resize(self, size: int) -> None:
-        """Makes the batch one of `size` rows, those that work first."""
-        batch = self._batch
-        assert batch
-        order = [row for row, _ in batch.running]
-        index_B = np.array((order + [0] * size)[:size], np.int32)
-        handles = [batch.handles[row] for row in order]
-        batch.handles = [*handles, *[None] * (size - len(handles))]
-        batch.state = row_state.take_rows(batch.state, index_B)
-        batch.seen_BV = batch.seen_BV[index_B]
-        batch.token_B = batch.token_B[index_B]
-        batch.left_B = np.where(np.arange(size) < len(order), batch.left_B[index_B], 0)
-        batch.rows = _rows_of(batch.handles)
+            self._batch.join(handle, reading.state, row, self._slots)
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -430,20 +354,12 @@ class Engine:
             return
         running, started = batch.running, time.perf_counter()
         try:
-            written, batch.state, batch.seen_BV = steps.write_tokens(
-                self._config,
-                self._model.tokenizer.vocab_size,
-                any(handle.request.logprobs is not None for _, handle in running),
+            written = batch.write(
                 self._model.params,
-                batch.state,
-                batch.seen_BV,
-                batch.rows,
-                batch.token_B,
-                batch.left_B,
-                min(self._count, int(batch.left_B.max())),
+                self._model.tokenizer.vocab_size,
+                self._count,
                 1 if self._waiting else len(running),
             )
-            written = jax.tree.map(np.asarray, written)
         except Exception as error:
             for _, handle in running:
                 handle.fail(error)
@@ -454,9 +370,7 @@ class Engine:
         for row, handle in running:
             count = int(written.count_B[row])
             tokens = written.token_NB[:count, row].tolist()
-            batch.token_B[row] = tokens[-1]
-            batch.left_B[row] -= count
-            handle.take(tokens, _logprobs(written, row, count, handle.request.logprobs))
+            handle.take(tokens, log_probabilities(written, row, handle.request.logprobs))
         self._leave_those_done()
 
     def _leave_those_done(self) -> None:
@@ -466,14 +380,14 @@ class Engine:
             return
         done = [(row, handle) for row, handle in batch.running if handle.is_done]
         for row, handle in done:
-            batch.handles[row], batch.left_B[row] = None, 0
+            batch.leave(row)
             if not (self._learns and handle.has_read_beyond_its_end):
                 self._keep(handle.read_T, batch.state, row)
         running = len(batch.running)
         if not running:
             self._batch = None
         elif done and not self._waiting and not self._reading and 4 * running <= len(batch.handles):
-            self._resize(_power_of_two(running))
+            batch.resize(power_of_two(running))
 
 
 def _bounded(
@@ -487,38 +401,3 @@ def _bounded(
     if overflow == "slide":
         return dataclasses.replace(config, window=limit), None
     return config, limit
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest one that isn't below a number."""
-    return 1 << (number - 1).bit_length()
-
-
-def _rows_of(handles: Sequence[Handle | None]) -> Rows:
-    requests = [handle.request if handle else None for handle in handles]
-    width = _power_of_two(max(len(request.stop_ids) if request else 1 for request in requests) or 1)
-    stop_BS = np.full((len(handles), width), -1, np.int32)
-    for row, request in enumerate(requests):
-        if request:
-            stop_BS[row, : len(request.stop_ids)] = request.stop_ids
-    greedy = SamplingConfig(temperature=0)
-    sampling = RowSampling.of([request.sampling if request else greedy for request in requests])
-    seed_B = np.array([request.seed if request else 0 for request in requests], np.uint32)
-    return jax.device_put(Rows(sampling, seed_B, stop_BS))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _with_row(all_BV: jax.Array, row: int, new_V: np.ndarray) -> jax.Array:
-    return all_BV.at[row].set(new_V)
-
-
-def _logprobs(written: Written, row: int, count: int, most: int | None) -> list[TokenLogprobs]:
-    """Log-probabilities of the tokens that a row has written."""
-    if most is None or written.logprob_NB is None or written.top_NBL is None:
-        return []
-    values, ids = (all_NBL[:count, row, :most].tolist() for all_NBL in written.top_NBL)
-    chosen = written.logprob_NB[:count, row].tolist()
-    return [
-        TokenLogprobs(logprob, tuple(zip(some_ids, some, strict=True)))
-        for logprob, some_ids, some in zip(chosen, ids, values, strict=True)
-    ]

@@ -303,6 +303,18 @@ def test_cancelled_requests_leave_the_others_alone():
     assert done[2].tokens == ()
 
 
+def test_a_request_is_cancelled_while_its_prompt_is_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(steps, "PREFILL_TOKENS", 16)
+    engine = Engine(samples.model("attention"))
+    long, short = Request(random_prompt(60), 9, GREEDY), Request(random_prompt(20), 9, GREEDY)
+    gone = engine.submit(long)
+    assert engine.step()
+    gone.cancel()
+    assert not engine.step()
+    assert gone.result().finish_reason == "cancelled"
+    assert engine.submit(short).result().tokens == completed("attention", short).tokens
+
+
 def test_an_error_ends_the_request_that_it_struck_only(monkeypatch: pytest.MonkeyPatch):
     engine = Engine(samples.model("attention"), slots=2)
     asked = Request(random_prompt(7), 30, GREEDY)
