@@ -21,7 +21,7 @@ _MASKED = -1e30
 # cache into parts of at least so many slots, and at most so many parts; fewer for several tokens,
 # so that all have about so many.
 _KERNEL_TOKENS, _KERNEL_HEADS, _KERNEL_WIDTH = 8, 128, 256
-_PART_SLOTS, _PARTS, _ALL_PARTS = 64, 8, 8
+_PART_SLOTS, _PARTS, _ALL_PARTS = 64, 8, 16
 
 
 def _attend(q_BGRK, k_BGSK, v_BGSK, allowed_BRS):

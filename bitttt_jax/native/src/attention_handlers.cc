@@ -14,7 +14,7 @@ namespace bitttt {
 namespace {
 
 // Of a token's work; several tokens are divided into fewer parts each.
-constexpr int64_t kLeastSlots = 64, kMostParts = 8, kTasks = 8;
+constexpr int64_t kLeastSlots = 64, kMostParts = 8, kTasks = 16;
 
 struct Sizes {
   int64_t B, T, H, K, S, G;
