@@ -76,7 +76,7 @@ class Model:
           sampling: how each is chosen.
           seed: of the draws.
           stop: strings before which the text ends.
-          stop_ids: tokens that end the text; None for the one that ends documents.
+          stop_ids: tokens that end the text; None for those that end a document or a reply.
           logprobs: log-probabilities of each token and of so many of the likeliest ones; None for
             neither.
           context: most tokens of a sequence; None for the model's own bound.
@@ -125,7 +125,7 @@ class Model:
     ) -> Handle:
         engine = Engine(self, context=context, cache=cache, overflow=overflow, reuse_bytes=0)
         tokens = encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
-        ends = (self.tokenizer.eos_id,) if stop_ids is None else tuple(stop_ids)
+        ends = self.tokenizer.stop_ids if stop_ids is None else tuple(stop_ids)
         request = Request(tokens, max_tokens, sampling, seed, tuple(stop), ends, logprobs)
         return engine.submit(request)
 
