@@ -5,8 +5,8 @@
     python -m benchmarks.packed --only=ttt_linear --rounds=1
 
 Ours is measured by `bitttt bench`, on random weights: `attention` is the 2.4 B parameters of BitNet
-b1.58 2B4T, `attention_int4` the same with an int4 table, `llama_cpp` the same shape there
-(`peers/llama_cpp.py` tells how to install it, and what differs), `ttt_linear` the 125M shape of the
+b1.58 2B4T, `attention_int4x2` the same with a table of which a step reads 4 bits, `batch` 8
+sequences of the first at once, `llama_cpp` the same shape there (`peers/llama_cpp.py` tells how to install it, and what differs), `ttt_linear` the 125M shape of the
 TTT paper. `load` loads a packed folder of the first.
 Each measurement is a process of its own; they take turns, with calibrations between them.
 """
@@ -35,6 +35,8 @@ from bitttt_jax.errors import run_main
 
 _PEER_PACKAGES = ("llama_cpp", "gguf")
 _PEER_PROMPTS = 2
+BATCH = 8
+"""Sequences that are run together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Flags:
     """Measure packed models; results go to benchmarks/results/packed-MACHINE.json."""
 
     only: str = ""
-    """Names of cases, with wildcards, separated by commas: attention, attention_int4, llama_cpp,
-    ttt_linear, load; all by default."""
+    """Names of cases, with wildcards, separated by commas: attention, attention_int4x2, batch,
+    llama_cpp, ttt_linear, load; all by default."""
     rounds: int = 3
     """Measurements of each case, those in the record included."""
     threads: int = 2
@@ -138,7 +140,8 @@ def _cases(size: Size, flags: Flags, scratch: Path, peer: str | None) -> dict[st
     attention = of_shape(size.attention, 0, size.attention_contexts)
     cases = {
         "attention": _bench([*attention, "--kernels"], scratch),
-        "attention_int4": _bench([*attention, "--table=int4"], scratch),
+        "attention_int4x2": _bench([*attention, "--table=int4x2"], scratch),
+        "batch": _bench([*of_shape(size.attention, 0, ()), f"--batch={BATCH}"], scratch),
     }
     if peer:
         cases["llama_cpp"] = _llama_cpp(size, flags, gguf, peer)

@@ -113,7 +113,7 @@ def packed(record: Record) -> list[str]:
     """Packed models: prompts, steps, loading, and llama.cpp where it was measured."""
     cases = {name: case for name, case in record["cases"].items() if "summary" in case}
     ours, peer = cases["attention"], cases.get("llama_cpp")
-    named = {"int8 table": ours, "int4 table": cases["attention_int4"], "llama.cpp": peer}
+    named = {"int8 table": ours, "int4x2 table": cases["attention_int4x2"], "llama.cpp": peer}
     columns = [case["summary"] for case in named.values() if case]
     rate = lambda tokens, spread: f"{tokens / spread['median']:,.{0 if tokens > 1 else 1}f}"
     rows = [
@@ -126,7 +126,8 @@ def packed(record: Record) -> list[str]:
     rounds = [len(case["runs"]) for case in cases.values()]
     intro = (
         "**Packed weights**, `python -m benchmarks.packed`: random weights in the shape of BitNet "
-        "b1.58 2B4T, 2.4 B parameters, the table that is embedding and head in int8 or in int4; "
+        "b1.58 2B4T, 2.4 B parameters, the table that is embedding and head in int8 or in two halves of "
+        "int4; "
         "tokens a second of one sequence "
         f"with {record['threads']} threads; {_software(record)}; medians of "
         f"{_range(rounds, 0)} rounds in turns, [record]({record_path('packed')})."
@@ -138,7 +139,13 @@ def packed(record: Record) -> list[str]:
         *([_fill(_peer(peer))] if peer else []),
         f"![Time of a step after longer and longer contexts]({figure})",
         bullets(
-            [_memory(ours), _kernels(ours), _constant(cases["ttt_linear"]), _load(cases["load"])]
+            [
+                _memory(ours),
+                _batch(ours, cases["batch"]),
+                _kernels(ours),
+                _constant(cases["ttt_linear"]),
+                _load(cases["load"]),
+            ]
         ),
     ]
 
@@ -162,6 +169,16 @@ def _memory(case: Record) -> str:
         f"A step after {step['context']} tokens reads {step['bytes'] / 1e6:,.0f} MB at "
         f"{_range([100 * share for share in shares], 0)} % of the rate at which memory could be "
         f"read ({memory:.1f} GB/s)."
+    )
+
+
+def _batch(one: Record, several: Record) -> str:
+    (context, step), *_ = several["summary"]["step_s"].items()
+    rows = several["runs"][-1]["runs"][-1]["batch"]
+    rate = rows / step["median"]
+    return (
+        f"{rows} sequences at once, after {context} tokens each: {rate:,.0f} tokens a second in "
+        f"all, {rate * one['summary']['step_s'][context]['median']:.1f} times those of one."
     )
 
 

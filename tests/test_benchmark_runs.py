@@ -132,8 +132,10 @@ def test_packed_models_are_measured(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(tmp_path) not in path.read_text()
     record = json.loads(path.read_text())
-    assert list(record["cases"]) == ["attention", "attention_int4", "ttt_linear", "load"]
-    for name in ("attention", "attention_int4", "ttt_linear"):
+    cases = ["attention", "attention_int4x2", "batch", "ttt_linear", "load"]
+    assert list(record["cases"]) == cases
+    assert list(record["cases"]["batch"]["summary"]["step_s"]) == ["16"]
+    for name in ("attention", "attention_int4x2", "ttt_linear"):
         summary = record["cases"][name]["summary"]
         assert list(summary["prefill_s"]) == ["16"]
         assert list(summary["step_s"]) == ["16", "32"]

@@ -153,7 +153,7 @@ def test_a_terminal_gets_no_control_characters(
         (["--logprobs=100"], ExitCode.USAGE, "logprobs must be in"),
         (["--context=1"], ExitCode.USAGE, "--context must be at least 2"),
         (["--device=tpu"], ExitCode.USAGE, "there is no such device here"),
-        (["--revision=main"], ExitCode.USAGE, "was made here"),
+        (["--revision=main"], ExitCode.USAGE, "isn't a model on the Hub"),
     ],
 )
 def test_mistakes(trained_run: Path, capsys: Captured, flags: list[str], code: int, message: str):
