@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import bitttt_jax
-from bitttt_jax.errors import ConfigError, did_you_mean, run_main
+from bitttt_jax.errors import ConfigError, did_you_mean, exit_process, run_main
 
 # Name, module with main(argv), and the line that `bitttt --help` shows.
 COMMANDS = {
@@ -60,5 +61,10 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def run() -> NoReturn:
+    """Runs the command of this process, and ends it."""
+    exit_process(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -11,7 +11,9 @@ import difflib
 import enum
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 
 class ExitCode(enum.IntEnum):
@@ -108,6 +110,20 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _READER_GONE
+
+
+def exit_process(code: int) -> NoReturn:
+    """Ends the process with the exit code of an entry point.
+
+    After Ctrl-C it doesn't wait for other threads, as Python does: they may be waiting for what the
+    interrupted one was about to do.
+    """
+    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
+    if code == ExitCode.INTERRUPTED and not all(thread.daemon for thread in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

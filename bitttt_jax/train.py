@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitttt_jax.config import TrainConfig
 from bitttt_jax.config_loading import difference, to_json, with_vocabulary
-from bitttt_jax.errors import ConfigError, ExitCode, run_main
+from bitttt_jax.errors import ConfigError, ExitCode, exit_process, run_main
 from bitttt_jax.train_flags import TrainFlags, parse_train_flags
 
 if TYPE_CHECKING:
@@ -178,4 +178,4 @@ def _dry_run(flags: TrainFlags, console: Console) -> ExitCode:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

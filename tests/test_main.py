@@ -143,3 +143,20 @@ def test_success_without_a_code():
 )
 def test_did_you_mean(name: str, known: list[str], expected: str):
     assert did_you_mean(name, known) == expected
+
+
+LEFT_BEHIND = """
+import sys, threading
+from bitttt_jax.errors import exit_process
+threading.Thread(target=threading.Event().wait, args=eval(sys.argv[1])).start()
+print("told")
+exit_process(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "code"), [("()", 130), ("(0.1,)", 0), ("(0.1,)", 3)])
+def test_after_ctrl_c_no_thread_is_waited_for(seconds: str, code: int):
+    """Such as one that waits for the checkpoint that was being written."""
+    argv = [sys.executable, "-c", LEFT_BEHIND, seconds, str(code)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "told\n", "")

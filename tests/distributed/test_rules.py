@@ -31,6 +31,7 @@ MODELS = {
         mixers=("ttt_linear", "ttt_mlp"),
         ttt=TTTConfig(backbone="transformer"),
     ),
+    "biases": ModelConfig(**SMALL, num_layers=1, qkv_bias=True),
     "inner norms": ModelConfig(
         **SMALL,
         num_layers=2,
