@@ -126,9 +126,8 @@ def packed(record: Record) -> list[str]:
     rounds = [len(case["runs"]) for case in cases.values()]
     intro = (
         "**Packed weights**, `python -m benchmarks.packed`: random weights in the shape of BitNet "
-        "b1.58 2B4T, 2.4 B parameters, the table that is embedding and head in int8 or in two halves of "
-        "int4; "
-        "tokens a second of one sequence "
+        "b1.58 2B4T, 2.4 B parameters, the table that is embedding and head in int8 or in two "
+        "halves of int4; tokens a second of one sequence "
         f"with {record['threads']} threads; {_software(record)}; medians of "
         f"{_range(rounds, 0)} rounds in turns, [record]({record_path('packed')})."
     )
