@@ -5,8 +5,8 @@
     python -m benchmarks.packed --only=ttt_linear --rounds=1
 
 Ours is measured by `bitttt bench`, on random weights: `attention` is the 2.4 B parameters of BitNet
-b1.58 2B4T, `attention_int4x2` the same with a table of which a step reads 4 bits, `batch` 8
-sequences of the first at once, `llama_cpp` the same shape there (`peers/llama_cpp.py` tells how to
+b1.58 2B4T, `attention_int4` and `attention_int4x2` the same with tables of which a step reads 4
+bits, `batch` 8 sequences of the first at once, `llama_cpp` the same shape there (`peers/llama_cpp.py` tells how to
 install it, and what differs), `ttt_linear` the 125M shape of the TTT paper. `load` loads a packed
 folder of the first.
 Each measurement is a process of its own; they take turns, with calibrations between them.
@@ -77,8 +77,8 @@ class Flags:
     """Measure packed models; results go to benchmarks/results/packed-MACHINE.json."""
 
     only: str = ""
-    """Names of cases, with wildcards, separated by commas: attention, attention_int4x2, batch,
-    llama_cpp, ttt_linear, load; all by default."""
+    """Names of cases, with wildcards, separated by commas: attention, attention_int4,
+    attention_int4x2, batch, llama_cpp, ttt_linear, load; all by default."""
     rounds: int = 3
     """Measurements of each case, those in the record included."""
     threads: int = 2
@@ -141,6 +141,7 @@ def _cases(size: Size, flags: Flags, scratch: Path, peer: str | None) -> dict[st
     attention = of_shape(size.attention, 0, size.attention_contexts)
     cases = {
         "attention": _bench([*attention, "--kernels"], scratch),
+        "attention_int4": _bench([*attention, "--table=int4"], scratch),
         "attention_int4x2": _bench([*attention, "--table=int4x2"], scratch),
         "batch": _bench([*of_shape(size.attention, 0, ()), f"--batch={BATCH}"], scratch),
     }

@@ -113,7 +113,8 @@ def packed(record: Record) -> list[str]:
     """Packed models: prompts, steps, loading, and llama.cpp where it was measured."""
     cases = {name: case for name, case in record["cases"].items() if "summary" in case}
     ours, peer = cases["attention"], cases.get("llama_cpp")
-    named = {"int8 table": ours, "int4x2 table": cases["attention_int4x2"], "llama.cpp": peer}
+    named = {"int8 table": ours, "int4 table": cases["attention_int4"]}
+    named |= {"int4x2 table": cases.get("attention_int4x2"), "llama.cpp": peer}
     columns = [case["summary"] for case in named.values() if case]
     rate = lambda tokens, spread: f"{tokens / spread['median']:,.{0 if tokens > 1 else 1}f}"
     rows = [
@@ -126,8 +127,8 @@ def packed(record: Record) -> list[str]:
     rounds = [len(case["runs"]) for case in cases.values()]
     intro = (
         "**Packed weights**, `python -m benchmarks.packed`: random weights in the shape of BitNet "
-        "b1.58 2B4T, 2.4 B parameters, the table that is embedding and head in int8 or in two "
-        "halves of int4; tokens a second of one sequence "
+        "b1.58 2B4T, 2.4 B parameters, the table that is embedding and head in int8 or in int4; "
+        "tokens a second of one sequence "
         f"with {record['threads']} threads; {_software(record)}; medians of "
         f"{_range(rounds, 0)} rounds in turns, [record]({record_path('packed')})."
     )
@@ -140,7 +141,7 @@ def packed(record: Record) -> list[str]:
         bullets(
             [
                 _memory(ours),
-                _batch(ours, cases["batch"]),
+                *([_batch(ours, cases["batch"])] if "batch" in cases else []),
                 _kernels(ours),
                 _constant(cases["ttt_linear"]),
                 _load(cases["load"]),

@@ -132,10 +132,11 @@ def test_packed_models_are_measured(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(tmp_path) not in path.read_text()
     record = json.loads(path.read_text())
-    cases = ["attention", "attention_int4x2", "batch", "ttt_linear", "load"]
+    tables = ["attention", "attention_int4", "attention_int4x2"]
+    cases = [*tables, "batch", "ttt_linear", "load"]
     assert list(record["cases"]) == cases
     assert list(record["cases"]["batch"]["summary"]["step_s"]) == ["16"]
-    for name in ("attention", "attention_int4x2", "ttt_linear"):
+    for name in (*tables, "ttt_linear"):
         summary = record["cases"][name]["summary"]
         assert list(summary["prefill_s"]) == ["16"]
         assert list(summary["step_s"]) == ["16", "32"]
