@@ -6,9 +6,9 @@
 
 Ours is measured by `bitttt bench`, on random weights: `attention` is the 2.4 B parameters of BitNet
 b1.58 2B4T, `attention_int4` and `attention_int4x2` the same with tables of which a step reads 4
-bits, `batch` 8 sequences of the first at once, `llama_cpp` the same shape there (`peers/llama_cpp.py` tells how to
-install it, and what differs), `ttt_linear` the 125M shape of the TTT paper. `load` loads a packed
-folder of the first.
+bits, `batch` 8 sequences of the first at once, `llama_cpp` the same shape there
+(`peers/llama_cpp.py` tells how to install it, and what differs), `ttt_linear` the 125M shape of the
+TTT paper. `load` loads a packed folder of the first.
 Each measurement is a process of its own; they take turns, with calibrations between them.
 """
 
