@@ -178,6 +178,10 @@ def look_up(table: Table, index: jax.Array) -> jax.Array:
         return rows * jnp.take(table.scale, index)[..., None]
     if isinstance(table, GroupedTable | RefinedTable):
         return _group_values(table, index)
+    if table.dtype == jnp.bfloat16:
+        # XLA's CPU backend makes floats of the rows that are taken, but in front of a loop of the
+        # whole table, unless that depends on something inside.
+        table, index = jax.lax.optimization_barrier((table, index))
     return jnp.take(table, index, axis=0)
 
 
