@@ -111,7 +111,7 @@ def _main(argv: Sequence[str]) -> int:
     path = Path(flags.output or measure.ROOT / "benchmarks" / "results" / name)
     settings = {"sizes": dataclasses.asdict(size), "threads": flags.threads}
     record = open_record(path, "packed", observed, settings, force=flags.force)
-    with _scratch(flags.scratch) as scratch:
+    with scratch_folder(flags.scratch) as scratch:
         cases = turns.chosen(_cases(size, flags, scratch, peer), flags.only)
         succeeded = turns.take_turns(
             path, record, cases, flags.rounds, observed, _summary, _in_words
@@ -120,7 +120,8 @@ def _main(argv: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _scratch(folder: str) -> Iterator[Path]:
+def scratch_folder(folder: str) -> Iterator[Path]:
+    """A folder that is kept, or a temporary one without a name."""
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         yield Path(folder)
@@ -140,15 +141,15 @@ def _cases(size: Size, flags: Flags, scratch: Path, peer: str | None) -> dict[st
     packed, gguf = scratch / "packed", scratch / "bitnet.gguf"
     attention = of_shape(size.attention, 0, size.attention_contexts)
     cases = {
-        "attention": _bench([*attention, "--kernels"], scratch),
-        "attention_int4": _bench([*attention, "--table=int4"], scratch),
-        "attention_int4x2": _bench([*attention, "--table=int4x2"], scratch),
-        "batch": _bench([*of_shape(size.attention, 0, ()), f"--batch={BATCH}"], scratch),
+        "attention": bench([*attention, "--kernels"], scratch),
+        "attention_int4": bench([*attention, "--table=int4"], scratch),
+        "attention_int4x2": bench([*attention, "--table=int4x2"], scratch),
+        "batch": bench([*of_shape(size.attention, 0, ()), f"--batch={BATCH}"], scratch),
     }
     if peer:
         cases["llama_cpp"] = _llama_cpp(size, flags, gguf, peer)
-    cases["ttt_linear"] = _bench(of_shape(size.ttt_linear, 1, size.ttt_contexts), scratch)
-    load = _bench([f"--model={packed}", threads, "--prefill=2", "--decode=2"], scratch)
+    cases["ttt_linear"] = bench(of_shape(size.ttt_linear, 1, size.ttt_contexts), scratch)
+    load = bench([f"--model={packed}", threads, "--prefill=2", "--decode=2"], scratch)
 
     def make_and_load() -> dict[str, Any]:
         if not packed.exists():
@@ -164,8 +165,8 @@ def _list(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def _bench(args: list[str], scratch: Path) -> turns.Case:
-    """`bitttt bench` with some flags."""
+def bench(args: list[str], scratch: Path) -> turns.Case:
+    """`bitttt bench` with some flags; it leaves its numbers in `scratch`."""
 
     def run() -> dict[str, Any]:
         file = scratch / "bench.json"

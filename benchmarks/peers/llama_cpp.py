@@ -32,7 +32,7 @@ DIFFERENCES = (
 )
 _BLOCK = 256  # values, of both types
 _BATCH = 512
-_WARM_UP = 2
+WARM_UP = 2
 _PACKAGES = ("llama-cpp-python", "gguf", "numpy")
 
 
@@ -114,18 +114,19 @@ class Model:
       path: the GGUF file.
       slots: most tokens of the sequence.
       threads: of the CPU.
+      extra_buffers: whether weights may be repacked for this CPU, as is the default.
     """
 
-    def __init__(self, path: Path, slots: int, threads: int):
+    def __init__(self, path: Path, slots: int, threads: int, extra_buffers: bool = True):
         import llama_cpp
 
         self._api = llama_cpp
         self._log = llama_cpp.llama_log_callback(lambda *_: None)  # kept alive here
         llama_cpp.llama_log_set(self._log, None)
         started = time.perf_counter()
-        self._model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
+        loading = llama_cpp.llama_model_default_params()
+        loading.use_extra_bufts = extra_buffers
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), loading)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = slots, _BATCH, _BATCH
         params.n_threads = params.n_threads_batch = threads
@@ -157,8 +158,27 @@ class Model:
         self._api.llama_memory_seq_rm(self._memory, 0, count, -1)
 
 
+def quantize_model(path: Path, source: str) -> None:
+    """Writes a GGUF file as Q8_0, of whatever types it was."""
+    import llama_cpp
+
+    partial = path.with_name(f".{path.name}")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    params.allow_requantize = True
+    if llama_cpp.llama_model_quantize(source.encode(), str(partial).encode(), params):
+        raise RuntimeError(f"llama.cpp can't quantise {source}")
+    partial.replace(path)
+
+
 def measure_model(
-    path: Path, prefill: int, contexts: list[int], decode: int, threads: int, repeats: int
+    path: Path,
+    prefill: int,
+    contexts: list[int],
+    decode: int,
+    threads: int,
+    repeats: int,
+    extra_buffers: bool = True,
 ) -> dict[str, Any]:
     """Times prompts and steps, and tells of them in the words of `bitttt bench`.
 
@@ -169,17 +189,18 @@ def measure_model(
       decode: steps to time after each.
       threads: of the CPU.
       repeats: prompts to time.
+      extra_buffers: whether weights may be repacked for this CPU, as is the default.
     """
     import llama_cpp
 
-    model = Model(path, max(contexts) + decode + _WARM_UP, threads)
+    model = Model(path, max(contexts) + decode + WARM_UP, threads, extra_buffers)
     token_T = np.random.default_rng(0).integers(0, model.vocab_size, max(contexts), np.int32)
 
     def read_prompt() -> None:
         model.keep(0)
         model.read(token_T[:prefill])
 
-    runs = [{"what": "prefill", "tokens": prefill} | _times(read_prompt, repeats)]
+    runs = [{"what": "prefill", "tokens": prefill} | times(read_prompt, repeats)]
     token, filled = 0, prefill
 
     def step() -> None:
@@ -188,7 +209,7 @@ def measure_model(
 
     for context in sorted(contexts):
         model.read(token_T[filled:context])
-        runs.append({"what": "decode", "context": context} | _times(step, decode))
+        runs.append({"what": "decode", "context": context} | times(step, decode))
         model.keep(context)
         filled = context
     return {
@@ -200,23 +221,27 @@ def measure_model(
     }
 
 
-def _times(run: Callable[[], None], repeats: int) -> dict[str, float]:
+def times(run: Callable[[], None], repeats: int) -> dict[str, float]:
+    """Seconds of calls after two that warm up, in the words of `bitttt bench`."""
     seconds = []
-    for _ in range(repeats + _WARM_UP):
+    for _ in range(repeats + WARM_UP):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    found = measure.spread(seconds[_WARM_UP:])
+    found = measure.spread(seconds[WARM_UP:])
     return {"median": found["median"], "lower": found["q25"], "upper": found["q75"]} | {
         "count": found["count"]
     }
 
 
 def main(argv: list[str]) -> None:
-    """`write PATH SHAPE` makes a model, `measure PATH ARGUMENTS` prints its numbers; both JSON."""
+    """`write PATH SHAPE` and `quantize PATH SOURCE` make a model, `measure PATH ARGUMENTS` prints
+    its numbers; arguments and numbers are JSON."""
     what, path, arguments = argv[0], Path(argv[1]), json.loads(argv[2])
     if what == "write":
         print(json.dumps(write_model(path, arguments)))
+    elif what == "quantize":
+        print(json.dumps(quantize_model(path, arguments)))
     else:
         print(json.dumps(measure_model(path, **arguments)))
 

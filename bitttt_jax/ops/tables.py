@@ -178,7 +178,12 @@ def look_up(table: Table, index: jax.Array) -> jax.Array:
         return rows * jnp.take(table.scale, index)[..., None]
     if isinstance(table, GroupedTable | RefinedTable):
         return _group_values(table, index)
-    return jnp.take(table, index, axis=0)
+    values: jax.Array = table
+    if values.dtype == jnp.bfloat16:
+        # XLA's CPU backend makes floats of the rows that are taken, but in front of a loop of the
+        # whole table, unless that depends on something inside.
+        values, index = jax.lax.optimization_barrier((values, index))
+    return jnp.take(values, index, axis=0)
 
 
 def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "auto") -> jax.Array:

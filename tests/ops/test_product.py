@@ -91,7 +91,10 @@ def test_swap_last():
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 37, 5), (3, 64, 300), (8, 96, 128), (2, 257, 33)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1), (1, 37, 5), (3, 64, 300), (8, 96, 128), (2, 257, 33), (2, 77, 2100), (1, 3000, 48)],
+)
 def test_few_rows_of_bfloat16_are_products_of_floats(shape):
     M, K, N = shape
     rng = np.random.default_rng(shape)

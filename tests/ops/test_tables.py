@@ -65,6 +65,22 @@ def test_rounding_costs_half_a_step_at_most():
     assert np.asarray(table.codes).min() >= -127  # what the kernels count on
 
 
+def test_a_loop_reads_rows_of_bfloat16_as_they_are():
+    table, index = jnp.asarray(inputs(1, 64, 50)[1], jnp.bfloat16), jnp.array([[3, 7], [49, 3]])
+    read = lambda table, index: jax.lax.map(lambda i: tables.look_up(table, i), index)
+    rows = jax.jit(read)(table, index)
+    assert rows.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rows, np.asarray(table)[np.asarray(index)])
+    text = jax.jit(read).lower(table, index).compile().as_text()
+    fused = [line for line in text.splitlines() if " fusion(" in line or " copy(" in line]
+    assert not any("[50,64]" in line.split(" fusion(")[0] for line in fused), "all of the table"
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=rows.shape), jnp.float32)
+    loss = lambda table: jnp.sum(read(table, index) * weights)
+    slopes = np.zeros(table.shape, np.float32)
+    np.add.at(slopes, np.asarray(index), np.asarray(weights))
+    np.testing.assert_allclose(jax.grad(loss)(table), slopes, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

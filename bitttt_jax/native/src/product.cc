@@ -7,10 +7,9 @@ namespace bitttt {
 namespace {
 
 constexpr int64_t kTogether = 4;  // outputs whose rows of w are gone through side by side
-constexpr int64_t kVectors = 8;   // of sums in registers
+constexpr int64_t kInputs = 8;    // whose products are added up before they are written
 constexpr int64_t kAhead = 2048;  // values of w that are fetched before their use
-constexpr int64_t kRowsAhead = 8;
-constexpr int64_t kLine = 32;  // values
+constexpr int64_t kLine = 32;     // values
 
 // A row of x times some rows of w.
 template <int kCount>
@@ -44,36 +43,42 @@ void by_rows(const Product& p) {
   all(dot_rows<1>, 1);
 }
 
-// A row of x times some vectors of columns.
+// Adds the products with some rows of w to y, or begins with them.
 template <int kCount>
-inline void sum_columns(const Product& p, const float* x, int64_t n, float* y) {
-  Vector sums[kCount] = {};
-  for (int64_t k = 0; k < p.width; ++k) {
-    const uint16_t* w = p.w + k * p.outputs + n;
-    for (int64_t i = 0; i < kCount * LANES; i += kLine) {
-      __builtin_prefetch(w + kRowsAhead * p.outputs + i, 0, 3);
+inline void add_inputs(const Product& p, int64_t k, bool begin) {
+  const uint16_t* w = p.w + k * p.outputs;
+  int64_t n = p.first;
+  for (; n + LANES <= p.last; n += LANES) {
+    Vector values[kCount];
+    for (int r = 0; r < kCount; ++r) {
+      const uint16_t* here = w + r * p.outputs + n;
+      if (n % kLine == 0) __builtin_prefetch(here + kInputs * p.outputs, 0, 2);
+      values[r] = load(here);
     }
-    const Vector value = splat(x[k]);
-    for (int i = 0; i < kCount; ++i) sums[i] += value * load(w + i * LANES);
+    for (int64_t m = 0; m < p.rows; ++m) {
+      const float* x = p.x + m * p.width + k;
+      float* y = p.y + m * p.outputs + n;
+      Vector total = begin ? Vector{} : load(y);
+      for (int r = 0; r < kCount; ++r) total += splat(x[r]) * values[r];
+      store(y, total);
+    }
   }
-  for (int i = 0; i < kCount; ++i) store(y + i * LANES, sums[i]);
+  for (; n < p.last; ++n) {
+    for (int64_t m = 0; m < p.rows; ++m) {
+      const float* x = p.x + m * p.width + k;
+      float& y = p.y[m * p.outputs + n];
+      float total = begin ? 0 : y;
+      for (int r = 0; r < kCount; ++r) total += x[r] * widen(w[r * p.outputs + n]);
+      y = total;
+    }
+  }
 }
 
+// Goes through memory in its order: the sums, of which there are few, are what is written again.
 void by_columns(const Product& p) {
-  for (int64_t m = 0; m < p.rows; ++m) {
-    const float* x = p.x + m * p.width;
-    float* y = p.y + m * p.outputs;
-    int64_t n = p.first;
-    for (; n + kVectors * LANES <= p.last; n += kVectors * LANES) {
-      sum_columns<kVectors>(p, x, n, y + n);
-    }
-    for (; n + LANES <= p.last; n += LANES) sum_columns<1>(p, x, n, y + n);
-    for (; n < p.last; ++n) {
-      float total = 0;
-      for (int64_t k = 0; k < p.width; ++k) total += x[k] * widen(p.w[k * p.outputs + n]);
-      y[n] = total;
-    }
-  }
+  int64_t k = p.first_input;
+  for (; k + kInputs <= p.last_input; k += kInputs) add_inputs<kInputs>(p, k, k == p.first_input);
+  for (; k < p.last_input; ++k) add_inputs<1>(p, k, k == p.first_input);
 }
 
 }  // namespace

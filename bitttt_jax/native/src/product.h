@@ -6,11 +6,10 @@
 
 namespace bitttt {
 
-constexpr int64_t kProductColumns = 128;  // of which a thread keeps the sums in registers
-
-// x is [rows, width], y is [rows, outputs], of which [first, last) are computed.
+// x is [rows, width], y is [rows, outputs], of which [first, last) are computed. By columns these
+// are the sums over the inputs [first_input, last_input) only.
 struct Product {
-  int64_t rows, width, outputs, first, last;
+  int64_t rows, width, outputs, first, last, first_input, last_input;
   const float* x;
   const uint16_t* w;
   float* y;

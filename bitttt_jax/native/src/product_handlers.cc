@@ -12,34 +12,69 @@ namespace bitttt {
 namespace {
 
 constexpr int64_t kTaskValues = 32 * 1024;
+// By columns, most outputs of a task, whole pages of the matrix, and the parts of the inputs, each
+// of a multiple of these. Not by the number of threads, or the sums would depend on it.
+constexpr int64_t kColumns = 2048, kParts = 8, kMultiple = 8;
 
-// x is [M, K], w is [N, K] or, by columns, [K, N]; the result is [M, N].
-ffi::Error few_rows_matmul(ffi::ThreadPool pool, bool by_columns, ffi::Buffer<ffi::BF16> x,
-                           ffi::Buffer<ffi::BF16> w, ffi::Result<ffi::Buffer<ffi::F32>> y) {
-  const auto of_x = x.dimensions(), of_w = w.dimensions(), of_y = y->dimensions();
-  if (of_x.size() != 2 || of_w.size() != 2 || of_y.size() != 2 || of_w[!by_columns] != of_x[1] ||
-      of_y[0] != of_x[0] || of_y[1] != of_w[by_columns]) {
-    return ffi::Error::InvalidArgument("product: shapes don't fit");
-  }
-  const int64_t M = of_x[0], K = of_x[1], N = of_y[1];
-  float* wide = scratch<float>(M * K);
-  const auto* narrow = static_cast<const uint16_t*>(x.untyped_data());
-  for (int64_t i = 0; i < M * K; ++i) wide[i] = widen(narrow[i]);
-  const auto* data = static_cast<const uint16_t*>(w.untyped_data());
-  const Product all = {M, K, N, 0, 0, wide, data, y->typed_data()};
-  Reads reads;
-  if (!by_columns) reads.add(data, N * K * sizeof *data);
-  const int64_t rows = std::max<int64_t>(kTaskValues / std::max<int64_t>(K, 1) / 4 * 4, 4);
-  const int64_t together = by_columns ? kProductColumns : rows;
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void by_rows(ffi::ThreadPool& pool, const Product& all, const Reads& reads) {
+  const int64_t width = std::max<int64_t>(all.width, 1);
+  const int64_t together = std::max<int64_t>(kTaskValues / width / 4 * 4, 4);
   run_all(
-      pool, (N + together - 1) / together,
+      pool, divide_up(all.outputs, together),
       [&](int64_t i) {
         Product some = all;
         some.first = i * together;
-        some.last = std::min((i + 1) * together, N);
-        by_columns ? kernels().product.by_columns(some) : kernels().product.by_rows(some);
+        some.last = std::min((i + 1) * together, all.outputs);
+        kernels().product.by_rows(some);
       },
       Wait::kActively, reads);
+}
+
+// Tasks are parts of the inputs, so that each thread reads memory in its order. `sums` has room for
+// those of each part.
+void by_columns(ffi::ThreadPool& pool, const Product& all, float* sums, const Reads& reads) {
+  const int64_t inputs = std::max<int64_t>(all.width, 1);
+  const int64_t together = divide_up(divide_up(inputs, kParts), kMultiple) * kMultiple;
+  const int64_t parts = divide_up(all.width, together), size = all.rows * all.outputs;
+  const int64_t columns = divide_up(all.outputs, kColumns);
+  run_all(
+      pool, parts * columns,
+      [&](int64_t i) {
+        Product some = all;
+        const int64_t part = i / columns, column = i % columns;
+        some.first = column * kColumns;
+        some.last = std::min((column + 1) * kColumns, all.outputs);
+        some.first_input = part * together;
+        some.last_input = std::min((part + 1) * together, all.width);
+        some.y = sums + part * size;
+        kernels().product.by_columns(some);
+      },
+      Wait::kActively, reads);
+  std::fill_n(all.y, size, 0.0f);
+  for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t i = 0; i < size; ++i) all.y[i] += sums[part * size + i];
+  }
+}
+
+// x is [M, K], w is [N, K] or, by columns, [K, N]; the result is [M, N].
+ffi::Error few_rows_matmul(ffi::ThreadPool pool, bool is_by_columns, ffi::Buffer<ffi::BF16> x,
+                           ffi::Buffer<ffi::BF16> w, ffi::Result<ffi::Buffer<ffi::F32>> y) {
+  const auto of_x = x.dimensions(), of_w = w.dimensions(), of_y = y->dimensions();
+  if (of_x.size() != 2 || of_w.size() != 2 || of_y.size() != 2 || of_w[!is_by_columns] != of_x[1] ||
+      of_y[0] != of_x[0] || of_y[1] != of_w[is_by_columns]) {
+    return ffi::Error::InvalidArgument("product: shapes don't fit");
+  }
+  const int64_t M = of_x[0], K = of_x[1], N = of_y[1];
+  float* wide = scratch<float>(M * K + (is_by_columns ? kParts * M * N : 0));
+  const auto* narrow = static_cast<const uint16_t*>(x.untyped_data());
+  for (int64_t i = 0; i < M * K; ++i) wide[i] = widen(narrow[i]);
+  const auto* data = static_cast<const uint16_t*>(w.untyped_data());
+  const Product all = {M, K, N, 0, 0, 0, 0, wide, data, y->typed_data()};
+  Reads reads;
+  reads.add(data, N * K * sizeof *data);
+  is_by_columns ? by_columns(pool, all, wide + M * K, reads) : by_rows(pool, all, reads);
   return ffi::Error::Success();
 }
 
