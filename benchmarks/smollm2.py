@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     flags = tyro.cli(Flags, args=list(argv), prog="python -m benchmarks.smollm2")
-    model = Path(flags.model).resolve() if flags.model else _packaged()
+    model = Path(flags.model).absolute() if flags.model else _packaged()
+    if not model.is_file():
+        raise ConfigError(f"--model={flags.model} isn't a file")
     peer = measure.find_peer(flags.peer_python, _PEER_PACKAGES)
     observed = measure.observe()
     name = f"smollm2-{measure.label(observed['machine'])}.json"
