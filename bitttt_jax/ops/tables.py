@@ -178,11 +178,12 @@ def look_up(table: Table, index: jax.Array) -> jax.Array:
         return rows * jnp.take(table.scale, index)[..., None]
     if isinstance(table, GroupedTable | RefinedTable):
         return _group_values(table, index)
+    table_VD = table
     if table.dtype == jnp.bfloat16:
         # XLA's CPU backend makes floats of the rows that are taken, but in front of a loop of the
         # whole table, unless that depends on something inside.
-        table, index = jax.lax.optimization_barrier((table, index))
-    return jnp.take(table, index, axis=0)
+        table_VD, index = jax.lax.optimization_barrier((table, index))
+    return jnp.take(table_VD, index, axis=0)
 
 
 def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "auto") -> jax.Array:
