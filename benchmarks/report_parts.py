@@ -13,6 +13,14 @@ MACHINE = "intel-xeon-2-cores"
 _NAMES = {"attention": "attention", "ttt_linear": "TTT-Linear", "ttt_mlp": "TTT-MLP"}
 _WEIGHTS = {"int8": "ternary_int8", "float": "float"}
 _DTYPES = ("bfloat16", "float32")
+_SMOLLM2 = {
+    "bfloat16": "ours, bfloat16",
+    "int8": "ours, int8",
+    "transformers_bfloat16": "transformers, bfloat16",
+    "transformers_float32": "transformers, float32",
+    "llama_cpp_q8_0": "llama.cpp, Q8_0",
+    "llama_cpp_as_is": "llama.cpp, Q4_1",
+}
 _WIDTH = 120
 
 Record = dict[str, Any]
@@ -212,6 +220,50 @@ def _load(case: Record) -> str:
         f"system's cache, its hash checked: {load['seconds']['median']:.1f} s. The process grows "
         f"by {times('resident_bytes')} times the file, {times('peak_resident_bytes')} at its peak."
     )
+
+
+def smollm2(record: Record) -> list[str]:
+    """A real model beside the peers with which it was measured."""
+    cases = {name: case for name, case in record["cases"].items() if "summary" in case}
+    runs = {name: case["runs"][-1] for name, case in cases.items()}
+    intro = (
+        "**A real model**, `python -m benchmarks.smollm2`: SmolLM2-135M-Instruct from its Q4_1 "
+        f"file with {record['threads']} threads; tokens a second of a prompt of "
+        f"{record['prefill']} tokens, and of the steps after it; {_software(record)}; "
+        f"{_rounds(cases)}, [record]({record_path('smollm2')})."
+    )
+    rows = []
+    for name in (name for name in _SMOLLM2 if name in cases):
+        summary = cases[name]["summary"]
+        prompt = record["prefill"] / summary["prefill_s"]["median"]
+        busy = "\\*" if summary["lowest_calibration"] < DISTURBED else ""
+        step = 1 / summary["step_s"]["median"]
+        rows.append([_SMOLLM2[name], f"{prompt:,.0f}{busy}", f"{step:,.1f}{busy}"])
+    versions = {k: v for run in runs.values() for k, v in run["versions"].items()}
+    notes = [
+        f"{text} {versions[package]} {how}."
+        for package, text, how in (
+            ("torch", "transformers runs on PyTorch", "and multiplies dense weights"),
+            ("llama-cpp-python", "llama.cpp is that of llama-cpp-python", _settings(runs)),
+        )
+        if package in versions
+    ]
+    if any("\\*" in cell for row in rows for cell in row):
+        notes.append(f"\\* The machine had less than {DISTURBED:.0%} of its usual speed at times.")
+    table = _table(["", "prompt", "steps"], rows)
+    return [_fill(intro), table, *([_fill(" ".join(notes))] if notes else [])]
+
+
+def _rounds(cases: Record) -> str:
+    counts = [len(case["runs"]) for case in cases.values()]
+    if max(counts) == 1:
+        return "one round in turns"
+    return f"medians of {_range(counts, 0)} rounds in turns"
+
+
+def _settings(runs: Record) -> str:
+    found = {run["settings"] for run in runs.values() if "settings" in run}
+    return "; ".join(f"at its {how}" if how == "defaults" else how for how in sorted(found))
 
 
 def bullets(texts: Sequence[str]) -> str:

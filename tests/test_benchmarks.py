@@ -264,7 +264,26 @@ def test_the_readme_says_what_the_records_say(load):
     assert written == text, "python -m benchmarks.report writes the README's numbers"
 
 
-@pytest.mark.parametrize("title", ["train_step", "startup", "overhead", "packed"])
+def test_peers_of_a_real_model_may_be_missing(load):
+    parts, spread = load("benchmarks.report_parts"), load("benchmarks.measure").spread
+    summary = {"prefill_s": spread([0.5]), "step_s": spread([0.01]), "lowest_calibration": 0.95}
+    run = {"versions": {"jax": "1.2"}}
+    record = {"versions": {"python": "3.11.1", "jax": "1.2"}, "threads": 2, "prefill": 512}
+    record["cases"] = {"int8": {"runs": [run], "summary": summary}, "llama_cpp_q8_0": {"runs": []}}
+    intro, table = parts.smollm2(record)
+    assert "one round" in intro
+    assert table.splitlines()[2:] == ["| ours, int8 | 1,024 | 100.0 |"]
+    peer = run | {"versions": {"llama-cpp-python": "7"}, "settings": "without repacked weights"}
+    record["cases"]["llama_cpp_q8_0"] = {
+        "runs": [peer],
+        "summary": summary | {"lowest_calibration": 0.5},
+    }
+    _, table, notes = parts.smollm2(record)
+    assert "| llama.cpp, Q8_0 | 1,024\\* | 100.0\\* |" in table
+    assert "llama-cpp-python 7 without repacked weights." in notes and "PyTorch" not in notes
+
+
+@pytest.mark.parametrize("title", ["train_step", "startup", "overhead", "packed", "smollm2"])
 def test_another_record_makes_another_section(load, title: str):
     report = load("benchmarks.report")
     records = report.read_records()
