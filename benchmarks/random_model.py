@@ -29,6 +29,8 @@ def main(argv: list[str]) -> None:
         step=0,
         layout="i2_s",
         table="int8",
+        context=None,
+        chat_template=None,
         card=f"# {Path(folder).name}\n\nRandom weights in the shape of {preset}.\n",
     )
     print("null")
