@@ -45,13 +45,14 @@ def float_rows(rows_NB: np.ndarray, type_: int) -> np.ndarray:
     Raises:
       ValueError: of a type that isn't dequantised here, or they aren't finite.
     """
+    unknown = ValueError(f"{type_name(type_)} can't be dequantised here")
+    if type_ == I2_S:
+        raise unknown
     try:
-        if type_ == I2_S:
-            raise NotImplementedError
         with np.errstate(all="ignore"):
             values = quants.dequantize(rows_NB, GGMLQuantizationType(type_))
-    except NotImplementedError:
-        raise ValueError(f"{type_name(type_)} can't be dequantised here") from None
+    except NotImplementedError:  # what the library says of types that it only knows by name
+        raise unknown from None
     check_range(values)
     return values
 
