@@ -1,14 +1,15 @@
 """Routes of the studio's API: plain functions in, JSON out.
 
 A handler is an ordinary function that runs in a thread, so that none of them can hold up the
-event streams. What it returns is the JSON answer; a `BittttError` that it raises becomes an error
-with the same words.
+event streams, or a coroutine that waits for something. What it returns is the JSON answer; a
+`BittttError` that it raises becomes an error with the same words.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -108,7 +109,10 @@ def _endpoint(handler: Callable[..., Any], body: type | None) -> Callable[[Reque
             raise RequestError(404, "the address isn't UTF-8") from None
         request.scope["path_params"] = decoded
         given = () if body is None else (_parse(await request.body(), body),)
-        answer = await run_in_threadpool(handler, request, *given)
+        if inspect.iscoroutinefunction(handler):
+            answer = await handler(request, *given)
+        else:
+            answer = await run_in_threadpool(handler, request, *given)
         if isinstance(answer, Response):
             return answer
         if isinstance(answer, Created):
