@@ -124,7 +124,10 @@ def _define_flags() -> flags.FlagValues:
     ):
         flags.DEFINE_integer(name, count, text, lower_bound=lower, flag_values=values)
     for name, text in (
-        ("dry_run", "describe model, mesh and memory, then stop; reads and writes nothing"),
+        (
+            "dry_run",
+            "say what memory and time it would take, then stop; reads no text, writes nothing",
+        ),
         ("print_config", "print the configuration in effect as JSON and stop"),
     ):
         flags.DEFINE_boolean(name, False, text, flag_values=values)

@@ -89,6 +89,7 @@ class Validation:
             text = self._sample(params)
             self._console.sample(prompt, text)
             self._metrics.text(step, "sample", prompt + text)
+            self._run.event("sample", step=step, text=prompt + text)
         return values
 
     def measure_all(self, params: Any, step: int) -> None:
