@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,6 +85,7 @@ class Validation:
         self._console.evaluation(self.last, train_loss=train_loss, seconds=seconds)
         if hosts := hardware.memory_by_host():
             self._console.memory(hosts, platform=jax.default_backend())
+            self._run.event("memory", step=step, hosts=list(map(dataclasses.asdict, hosts)))
         prompt = self._config.eval.sample_prompt
         if prompt:
             text = self._sample(params)
