@@ -195,9 +195,8 @@ def _labelled(label: str, text: str, style: str = "bold cyan") -> Text:
 def _fitted(line: Text, page: Page) -> Text:
     line = line.copy()
     line.no_wrap = True
+    line.plain = encodable(line.plain, page.encoding)
     line.truncate(page.width)
-    if page.ascii_only:
-        line.plain = encodable(line.plain, page.encoding)
     return line
 
 
