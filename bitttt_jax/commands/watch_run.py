@@ -49,8 +49,6 @@ class WatchedRun:
         """Bytes of checkpoints by step, as far as told."""
         self.sample: tuple[int, str] | None = None
         """Step and text of the newest sample."""
-        self.hosts: list[HostMemory] = []
-        """Device memory when it was last measured."""
 
     def update(self) -> list[str]:
         """Looks again; returns the new lines of the log."""
@@ -68,6 +66,12 @@ class WatchedRun:
         return lines
 
     @property
+    def hosts(self) -> list[HostMemory]:
+        """Device memory when it was last measured; empty where nobody tells."""
+        devices = self.seen.status.devices
+        return [HostMemory(host["name"], tuple(host["used"]), host["limit"]) for host in devices]
+
+    @property
     def best_step(self) -> int | None:
         """Of the checkpoints that are there, the one with the least validation loss."""
         curve = self.series.curves.get("eval/loss")
@@ -81,11 +85,6 @@ class WatchedRun:
                 self.sizes[step] = size
             case {"kind": "sample", "step": int(step), "text": str(text)}:
                 self.sample = step, text
-            case {"kind": "memory", "hosts": [*hosts]}:
-                self.hosts = [
-                    HostMemory(str(host["name"]), tuple(host["used"]), int(host["limit"]))
-                    for host in hosts
-                ]
 
 
 def _others(path: Path) -> str:

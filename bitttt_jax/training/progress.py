@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import jax
@@ -95,6 +96,8 @@ class Progress:
         }
         if peaks := hardware.device_peak_bytes():
             self.row["mem/peak_gib"] = max(peaks) / 2**30
+        if jax.process_count() == 1:  # hosts that have to ask each other do so less often
+            self._run.update(devices=tuple(map(dataclasses.asdict, hardware.memory_by_host())))
         self._metrics.scalars(step, self.row)
 
     def _show(self, step: int) -> None:

@@ -262,7 +262,8 @@ class Terminal:
         code = self.process.wait(DEADLINE_S)
         os.set_blocking(self.fd, False)
         with contextlib.suppress(OSError):  # nothing more to read
-            self.text += os.read(self.fd, 2**16).decode(errors="replace")
+            while True:
+                self.text += os.read(self.fd, 2**16).decode(errors="replace")
         assert termios.tcgetattr(self.inner) == self.before
         assert MAIN_SCREEN in self.text and SHOW_CURSOR in self.text
         os.close(self.inner)

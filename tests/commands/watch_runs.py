@@ -30,8 +30,6 @@ def make_run(path: Path, **status: object) -> RunDirectory:
                 run.metric({"step": step, "eval/loss": _loss(step) + 0.1, "eval/bpb": 1.5})
                 run.event("checkpoint", step=step, path="", bytes=21_400_000)
                 _save(run, step)
-        hosts = [HostMemory(f"host{i}", (60 * GIB, (70 + 9 * i) * GIB), 80 * GIB) for i in (0, 1)]
-        run.event("memory", step=600, hosts=[dataclasses.asdict(host) for host in hosts])
         run.event(
             "sample", step=600, text="def \x1b[31mred(x):\n    return 日本語\n" + "pass\n" * 9
         )
@@ -42,9 +40,11 @@ def make_run(path: Path, **status: object) -> RunDirectory:
 
 def write_status(run: RunDirectory, **changes: object) -> None:
     process = psutil.Process()
+    hosts = [HostMemory(f"host{i}", (60 * GIB, (70 + 9 * i) * GIB), 80 * GIB) for i in (0, 1)]
     status = RunStatus(
         state="running", step=620, steps=1000, eta_s=76.0, pid=os.getpid(),
         host=socket.gethostname(), create_time=process.create_time(), heartbeat=time.time(),
+        devices=tuple(dataclasses.asdict(host) for host in hosts),
     )  # fmt: skip
     changed = dataclasses.replace(status, **changes)  # type: ignore[arg-type]
     temporary = run.status_path.with_suffix(".new")
