@@ -29,7 +29,7 @@ _BASIC = frozenset({
 _UNCONNECTED = {
     "optim.warmup_steps": 0, "model.head_dim": 2, "data.tokenizer.kind": "bpe",
 }  # fmt: skip
-_FAR_BELOW, _FAR_ABOVE = -5, 1 << 16
+_LEAST = (-1, 0, 1, 258)
 _TYPES = {"INT": "int", "FLOAT": "float", "TEXT": "str", "True|False": "bool"}
 _WORDS = {
     "lr": "learning rate", "mlp": "MLP", "qkv": "QKV", "rope": "RoPE", "ttt": "TTT", "bpe": "BPE",
@@ -103,10 +103,4 @@ def _bounds(key: str, kind: str) -> tuple[float | None, float | None]:
     if kind == "float":
         low = 0 if not takes(-0.5) and takes(0.5) else None
         return low, 1 if takes(0.5) and not takes(1.5) else None
-    if takes(_FAR_BELOW) or not takes(_FAR_ABOVE):
-        return None, None
-    refused, taken = _FAR_BELOW, _FAR_ABOVE
-    while taken - refused > 1:
-        middle = (refused + taken) // 2
-        refused, taken = (refused, middle) if takes(middle) else (middle, taken)
-    return taken, None
+    return next((n for n in _LEAST if takes(n) and not takes(n - 1)), None), None
