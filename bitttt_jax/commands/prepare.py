@@ -90,7 +90,9 @@ def _config(flags: Flags, overrides: Sequence[str]) -> DataConfig:
         raise ConfigError("--source and --output are needed", fix="bitttt prepare --help")
     paths = flags.source or (SourceConfig.path,)
     config = DataConfig(
-        sources=tuple(SourceConfig(path=path, field=flags.field, glob=flags.glob) for path in paths),
+        sources=tuple(
+            SourceConfig(path=path, field=flags.field, glob=flags.glob) for path in paths
+        ),
         tokenizer=_tokenizer_config(flags),
         validation_fraction=flags.validation_fraction,
         on_error=flags.on_error,

@@ -30,6 +30,7 @@ KEPT_FREE_BYTES = 256 << 20
 """Of the disk: a training run must still be able to save."""
 
 _PREFIX = ".upload-"
+_CONTENT_TYPE = "application/octet-stream"
 _WRITE_BYTES = 4 << 20
 
 
@@ -39,7 +40,6 @@ async def receive_file(
     *,
     expected: int | None,
     most: int,
-    kept_free: int = KEPT_FREE_BYTES,
     check: Callable[[Path], None] = lambda partial: None,
 ) -> int:
     """Writes a file as it comes in.
@@ -49,7 +49,6 @@ async def receive_file(
       place: where to put it; a file that is there stays, and is an error.
       expected: how many bytes were announced, if they were.
       most: how many there may be.
-      kept_free: bytes of the disk that stay free.
       check: raises if the content, in the file that it is given, isn't what is wanted.
 
     Returns:
@@ -62,10 +61,10 @@ async def receive_file(
     if os.path.lexists(place):
         raise _taken(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    _check_size(expected or 0, place.parent, most, kept_free)
+    _check_size(expected or 0, place.parent, most)
     partial = place.with_name(f"{_PREFIX}{secrets.token_hex(8)}")
     try:
-        size = await _write(chunks, partial, most, kept_free)
+        size = await _write(chunks, partial, most)
         if expected is not None and size != expected:
             raise RequestError(400, f"{size:,} bytes came of {place.name}, not {expected:,}")
         await asyncio.to_thread(check, partial)
@@ -81,13 +80,13 @@ async def receive_file(
     return size
 
 
-async def _write(chunks: AsyncIterator[bytes], partial: Path, most: int, kept_free: int) -> int:
+async def _write(chunks: AsyncIterator[bytes], partial: Path, most: int) -> int:
     size, waiting = 0, bytearray()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with open(os.open(partial, flags, 0o644), "wb", buffering=0) as file:
 
         async def flush() -> None:
-            _check_size(len(waiting), partial.parent, most, kept_free)
+            _check_size(len(waiting), partial.parent, most)
             await asyncio.to_thread(_write_all, file.fileno(), bytes(waiting))
             waiting.clear()
 
@@ -126,10 +125,10 @@ def remove_partial_uploads(folder: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _check_size(more: int, folder: Path, most: int, kept_free: int) -> None:
+def _check_size(more: int, folder: Path, most: int) -> None:
     if more > most:
         raise _too_large(most)
-    if more + kept_free > shutil.disk_usage(folder).free:
+    if more + KEPT_FREE_BYTES > shutil.disk_usage(folder).free:
         raise _disk_full(folder)
 
 
@@ -159,8 +158,11 @@ async def receive_body(
     """Writes a request's body to a file: see `receive_file`.
 
     Raises:
-      RequestError: also 400 where the sender went away.
+      RequestError: also 400 where the sender went away, and 415 where it sends no bytes.
     """
+    kind = request.headers.get("content-type", "")
+    if kind != _CONTENT_TYPE:
+        raise RequestError(415, f"a file is sent as {_CONTENT_TYPE}, not {kind!r:.99}")
     length = request.headers.get("content-length")
     expected = int(length) if length and length.isascii() and length.isdecimal() else None
     async with contextlib.aclosing(request.stream()) as chunks:
