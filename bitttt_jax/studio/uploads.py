@@ -184,7 +184,13 @@ def routes(studio: Studio) -> list[BaseRoute]:
             place /= check_name(request.query_params["folder"])
             _check_folder(place)
         place /= check_name(request.path_params["name"])
-        size = await receive_body(request, place, studio.max_upload)
+        try:
+            size = await receive_body(request, place, studio.max_upload)
+        except BaseException:
+            if place.parent != folder:
+                with contextlib.suppress(OSError):  # it isn't empty
+                    place.parent.rmdir()
+            raise
         return Created({"path": str(place), "bytes": size})
 
     return [ApiRoute("/uploads/{name}", "PUT", upload, None)]
