@@ -15,7 +15,7 @@ from bitttt_jax.inference.engine import Engine
 from bitttt_jax.inference.model import Model
 from bitttt_jax.inference.requests import Handle, Piece, Request
 from bitttt_jax.inference.sampling import SamplingConfig
-from bitttt_jax.interop.chat_templates import ChatTemplate
+from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.layers.attention import CacheType
 
 COMMANDS: Mapping[str, str] = {
