@@ -46,8 +46,11 @@ SHIPPED = {"roles": ROLES, "chatml": CHATML}
 # As GUARD, characters that no text has: around what the model is to learn to write. Templates that
 # say so themselves do it with {% generation %}, whose body the worker puts between them.
 BEGIN, END = "\ufdd1", "\ufdd2"
-_MARK = re.compile(f"([{BEGIN}{END}])")
-_NO_MARKS = {ord(BEGIN): None, ord(END): None}
+_MARKS = f"[{BEGIN}{END}]"
+# Around the messages of a role, to be shown.
+_ROLE_BEGIN, _ROLE_END = "\ufdd3", "\ufdd4"
+_ROLE_MARKS = f"[{_ROLE_BEGIN}{_ROLE_END}]"
+_NO_MARKS = dict.fromkeys(map(ord, BEGIN + END + _ROLE_BEGIN + _ROLE_END))
 
 _SPECIAL_NAME = re.compile(r"<\|[^|<>\s]{1,64}\|>")
 _MOST_CHARS = 1 << 20
@@ -63,7 +66,7 @@ class ChatTemplate:
 
     @property
     def special_names(self) -> tuple[str, ...]:
-        """Names of the form `<|user|>` that it writes, in their order: tokens where it is taught."""
+        """Names like `<|user|>` that it writes, in their order: tokens where it is taught."""
         return tuple(dict.fromkeys(_SPECIAL_NAME.findall(self.text)))
 
     def render(
@@ -156,6 +159,17 @@ class ChatTemplate:
                 learned_T[index + 1 : end + 1] = True
         return ids, learned_T
 
+    def spoken_by(self, tokenizer: Tokenizer, messages: Sequence[Message], role: str) -> np.ndarray:
+        """Which tokens of `encode_learned` have a character of a role's messages, bool `[T]`.
+
+        Raises:
+          DataError: as `encode_learned` does.
+        """
+        render = self._renderer(tokenizer, add_generation_prompt=False)
+        marks = (_ROLE_BEGIN, _ROLE_END)
+        mark = lambda given: _with_marks(render, given, role, marks)
+        return self._encode(tokenizer, messages, mark, _ROLE_MARKS)[1]
+
     def end_of_reply(self, tokenizer: Tokenizer) -> int | None:
         """The special token by which a reply ends; None if the template writes none there.
 
@@ -186,11 +200,12 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         messages: Sequence[Message],
         render: Callable[[Sequence[Message]], str],
+        marks: str = _MARKS,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens `[T]`, and which of them have a character between marks."""
         guarded = _guarded(tokenizer, messages, edges=True)
         safest = render(guarded)
-        ids, marked_T = _encode(tokenizer, safest)
+        ids, marked_T = _encode(tokenizer, safest, marks)
         # The names are guarded in both. The further guards rule out that one is put together from a
         # message and what stands beside it, but can hide from the template what it looks for in a
         # message, such as the end of its thoughts: then the other text is used, where the template
@@ -199,7 +214,7 @@ class ChatTemplate:
         if less_guarded != guarded:
             text = render(less_guarded)
             if text.replace(GUARD, "") != safest.replace(GUARD, ""):
-                others, others_marked_T = _encode(tokenizer, text)
+                others, others_marked_T = _encode(tokenizer, text, marks)
                 if np.array_equal(tokenizer.only_added(others), tokenizer.only_added(ids)):
                     ids, marked_T = others, others_marked_T
         if tokenizer.adds_bos and ids[:1].tolist() != [tokenizer.bos_id]:
@@ -231,33 +246,45 @@ def with_end_of_reply(tokenizer: Tokenizer, template: ChatTemplate) -> Tokenizer
 
 
 def _marked(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str:
-    """The text of a conversation with marks around what assistants say.
+    """The text of a conversation with marks around what is to be learned."""
+    text = render(messages)
+    if BEGIN in text:  # {% generation %}
+        return text
+    return _with_marks(render, messages, "assistant", (BEGIN, END))
+
+
+def _with_marks(
+    render: Callable[[Sequence[Message]], str],
+    messages: Sequence[Message],
+    role: str,
+    marks: tuple[str, str],
+) -> str:
+    """The text of a conversation with marks around the messages of a role.
 
     Raises:
       DataError: the marks get lost, or change the text.
     """
-    text = render(messages)
-    if BEGIN in text:  # {% generation %}
-        return text
-    replies = sum(message["role"] == "assistant" for message in messages)
+    text = render(messages).translate(_NO_MARKS)
+    due = list(marks) * sum(message["role"] == role for message in messages)
     for within_spaces in (False, True):  # templates that trim look for spaces outside the marks
-        marked = render([_mark(message, within_spaces) for message in messages])
-        in_order = _MARK.findall(marked) == [BEGIN, END] * replies
-        if in_order and marked.translate(_NO_MARKS) == text:
+        marked = render([_mark(message, role, marks, within_spaces) for message in messages])
+        found = [character for character in marked if character in marks]
+        if found == due and marked.translate(_NO_MARKS) == text:
             return marked
     raise DataError(
-        "the chat template changes what assistants say: it can't be told where replies are",
+        f"the chat template changes what the {role} says: it can't be told where that is",
         fix="{% generation %} before and {% endgeneration %} after what is to be learned",
     )
 
 
-def _mark(message: Message, within_spaces: bool) -> Message:
-    if message["role"] != "assistant":
+def _mark(message: Message, role: str, marks: tuple[str, str], within_spaces: bool) -> Message:
+    if message["role"] != role:
         return message
     content = message["content"]
     start = len(content) - len(content.lstrip()) if within_spaces else 0
     end = max(len(content.rstrip()), start) if within_spaces else len(content)
-    marked = f"{content[:start]}{BEGIN}{content[start:end]}{END}{content[end:]}"
+    begin, finish = marks
+    marked = f"{content[:start]}{begin}{content[start:end]}{finish}{content[end:]}"
     return {**message, "content": marked}
 
 
@@ -273,23 +300,22 @@ def _guarded(
     ]
 
 
-def _encode(tokenizer: Tokenizer, marked: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens `[T]` of a text, and which of them have a character between marks."""
+def _encode(tokenizer: Tokenizer, marked: str, marks: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens `[T]` of a text, and which of them have a character between marks.
+
+    Args:
+      tokenizer: makes the tokens.
+      marked: the text.
+      marks: a pattern of the two characters that switch between the one and the other.
+    """
     try:
         marked.encode()
     except UnicodeEncodeError as error:
         raise DataError("a message isn't valid UTF-8", str(error)) from None
-    if BEGIN not in marked:
-        ids, _ = tokenizer.encode_with_special(marked.translate(_NO_MARKS))
-        return ids, np.zeros(len(ids), bool)
-    pieces, is_marked = [], False
-    flags = []
-    for piece in _MARK.split(marked):
-        if piece in (BEGIN, END):
-            is_marked = piece == BEGIN
-        else:
-            pieces.append(piece)
-            flags.append(np.full(len(piece), is_marked))
+    pieces = [piece.translate(_NO_MARKS) for piece in re.split(marks, marked)]
     ids, spans_T2 = tokenizer.encode_with_special("".join(pieces))
-    marked_before = np.concatenate([[0], np.cumsum(np.concatenate(flags))])
+    if len(pieces) == 1:
+        return ids, np.zeros(len(ids), bool)
+    is_marked = np.arange(len(pieces)) % 2 == 1
+    marked_before = np.concatenate([[0], np.cumsum(np.repeat(is_marked, list(map(len, pieces))))])
     return ids, marked_before[spans_T2[:, 1]] > marked_before[spans_T2[:, 0]]

@@ -69,8 +69,8 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     entries = row[name]
     if not isinstance(entries, list):
         raise _NoConversationError(f"field {name!r} is no list", f"it is {_kind(entries)}")
-    messages = [_message(entry, number) for number, entry in enumerate(entries, start=1)]
-    messages = [*_system(row), *filter(None, messages)]
+    found = [_message(entry, number) for number, entry in enumerate(entries, start=1)]
+    messages = [*_system(row), *(message for message in found if message is not None)]
     if any(message["role"] == "system" for message in messages[1:]):
         raise _NoConversationError("a system message after the first message")
     return messages
@@ -82,30 +82,30 @@ def _of_alpaca(row: Mapping[str, Any]) -> list[dict[str, str]]:
         names = ", ".join(map(repr, row)) or "none"
         why = f"there is no list {' or '.join(map(repr, _LISTS))}, and no {missing[0]!r}"
         raise _NoConversationError("not a conversation", f"{why}; its fields are {names}")
-    parts = {name: row.get(name) for name in ("instruction", "input", "output")}
-    for name, part in parts.items():
-        if not isinstance(part, str) and not (name == "input" and part is None):
-            raise _NoConversationError(f"field {name!r} is not text", f"it is {_kind(part)}")
-    for name in _ALPACA:
-        if not parts[name].strip():
+    instruction, given, output = (_text(row, name) for name in ("instruction", "input", "output"))
+    for name, text in (("instruction", instruction), ("output", output)):
+        if not text.strip():
             raise _NoConversationError("an empty message", f"its {name!r} is empty")
-    given = parts["input"] or ""
-    question = f"{parts['instruction']}\n\n{given}" if given.strip() else parts["instruction"]
+    question = f"{instruction}\n\n{given}" if given.strip() else instruction
     return [
         *_system(row),
         {"role": "user", "content": question},
-        {"role": "assistant", "content": parts["output"]},
+        {"role": "assistant", "content": output},
     ]
 
 
 def _system(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """Instructions that stand beside the messages."""
-    text = row.get("system")
-    if text is None or (isinstance(text, str) and not text.strip()):
-        return []
-    if not isinstance(text, str):
-        raise _NoConversationError("field 'system' is not text", f"it is {_kind(text)}")
-    return [{"role": "system", "content": text}]
+    text = _text(row, "system")
+    return [{"role": "system", "content": text}] if text.strip() else []
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    """The text of a field; empty where there is none."""
+    text = row.get(name)
+    if text is not None and not isinstance(text, str):
+        raise _NoConversationError(f"field {name!r} is not text", f"it is {_kind(text)}")
+    return text or ""
 
 
 def _message(entry: object, number: int) -> dict[str, str] | None:

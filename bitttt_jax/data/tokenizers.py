@@ -134,9 +134,7 @@ class Tokenizer:
         return cls(backend.to_str())
 
     @classmethod
-    def train(
-        cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()
-    ) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
         """Learns byte-level BPE merges; the same texts in the same order give the same tokens.
 
         Args:

@@ -11,7 +11,7 @@ import pytest
 import tokenizers as library
 
 from bitttt_jax.data import template_process
-from bitttt_jax.data.chat_templates import CHATML, ROLES, ChatTemplate
+from bitttt_jax.data.chat_templates import CHATML, ChatTemplate
 from bitttt_jax.data.tokenizers import GUARD, Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.interop.chat_templates import BITNET_2B4T
