@@ -192,7 +192,7 @@ class Engine:
         return memory.load(path, self._model, self._config, self._cache)
 
     def start(self, length: int, after: SavedState | None = None) -> SavedState:
-        """The state of a sequence that somebody else reads (`Reader`), with room for `length` tokens.
+        """The state of a sequence that somebody else reads (`Reader`), with room for it.
 
         Args:
           length: tokens of the sequence, as far as is known.
