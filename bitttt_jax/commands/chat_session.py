@@ -16,7 +16,6 @@ from bitttt_jax.inference.engine import Engine
 from bitttt_jax.inference.model import Model
 from bitttt_jax.inference.requests import Handle, Piece, Request
 from bitttt_jax.inference.sampling import SamplingConfig
-from bitttt_jax.interop.chat_templates import ChatTemplate
 from bitttt_jax.layers.attention import CacheType
 
 COMMANDS: Mapping[str, str] = {
@@ -54,11 +53,9 @@ class Session:
     system: dataclasses.InitVar[str] = ""
 
     def __post_init__(self, system: str) -> None:
-        template = self.model.chat_template
-        self.conversation = Conversation(
-            self.model.tokenizer, None if template is None else ChatTemplate(template), system
-        )
-        config = self.model.config
+        model = self.model
+        self.conversation = Conversation.of(model.tokenizer, model.chat_template, system)
+        config = model.config
         self._dialogue = Dialogue(self.conversation, config, self.context, config.uses_ttt)
         self.figures = Figures()
         self._engine = self._new_engine()

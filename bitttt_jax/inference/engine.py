@@ -106,6 +106,11 @@ class Engine:
         return self._config
 
     @property
+    def cache(self) -> CacheType | None:
+        """What attention caches hold; None for the type of the activations."""
+        return self._cache
+
+    @property
     def limit(self) -> int | None:
         """Most tokens of a sequence; None for any number."""
         return self._limit
@@ -183,13 +188,9 @@ class Engine:
         Raises:
           DataError: no such file, a damaged one, or the memory of another model.
         """
-        saved = self.read_memory(path)
+        saved = memory.load(path, self._model, self._config, self._cache)
         self.keep(saved)
         return saved.token_T
-
-    def read_memory(self, path: Path) -> SavedState:
-        """A saved memory as `load` reads it, which isn't taken up."""
-        return memory.load(path, self._model, self._config, self._cache)
 
     def start(self, length: int, after: SavedState | None = None) -> SavedState:
         """The state of a sequence that somebody else reads (`Reader`), with room for it.
@@ -259,7 +260,7 @@ class Engine:
             for handle in waiting:
                 self._waiting.remove(handle)
         for handle in (*waiting, *self._at_work()):
-            if handle.is_cancelled:
+            if handle.is_cancelled and not handle.is_done:
                 handle.finish("cancelled")
         if self._reading:
             handles = self._reading.handles
