@@ -100,7 +100,8 @@ def test_downloads_go_on_where_they_were_cut_off(client: TestClient, folder: Pat
 
 
 @pytest.mark.parametrize(
-    "name", ["..", "%2e%2e", "..%2f..%2fsecret", ".deleted-x", "%00", "a%0ab", "no", "out", "x" * 300]
+    "name",
+    ["..", "%2e%2e", "..%2f..%2fsecret", ".deleted-x", "%00", "a%0ab", "no", "out", "x" * 300],
 )  # fmt: skip
 def test_names_that_are_refused(client: TestClient, folder: Path, tmp_path: Path, name: str):
     (tmp_path / "secret").write_text("hush")
