@@ -353,7 +353,7 @@ def test_idle_players_are_closed(tmp_path: Path, studio: Studio):
         await players.close_all()
 
     asyncio.run(main())
-    assert [job_state(player.job).state for player in (idle, busy)] == ["failed", "failed"]
+    assert "running" not in [job_state(player.job).state for player in (idle, busy)]
 
 
 def test_commands(studio: Studio):
