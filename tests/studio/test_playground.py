@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from bitttt_jax.studio import players as players_module
 from bitttt_jax.studio.app import Studio
 from bitttt_jax.studio.loopback import Child
 from bitttt_jax.studio.models import find_model
-from bitttt_jax.studio.players import IDLE_SECONDS, Player, Players, close_orphans, serve_command
-from bitttt_jax.studio.processes import Job, job_state, load_jobs, start_job
+from bitttt_jax.studio.players import IDLE_SECONDS, Player, Players, serve_command
+from bitttt_jax.studio.processes import Job, job_state, load_jobs, start_job, stop_job
 from tests.studio import rooms
 from tests.studio.rooms import Server
 
@@ -111,8 +113,9 @@ def processes_of(job: Job) -> list[psutil.Process]:
     return [first, *first.children(recursive=True)]
 
 
-def job_of(studio: Studio, number: int) -> Job:
-    return [job for job in load_jobs(studio.jobs) if job.kind == "serve"][number]
+def job_of(studio: Studio, flag: str) -> Job:
+    """The newest job of a player with a flag."""
+    return [job for job in load_jobs(studio.jobs) if flag in job.argv][-1]
 
 
 def test_a_player_says_what_it_runs(client: httpx.Client, player: str, studio: Studio):
@@ -123,7 +126,7 @@ def test_a_player_says_what_it_runs(client: httpx.Client, player: str, studio: S
 
 
 def test_its_key_is_seen_by_nobody(client: httpx.Client, player: str, studio: Studio):
-    job = job_of(studio, 0)
+    job = job_of(studio, "--watch")
     (port,) = [arg.removeprefix("--port=") for arg in job.argv if arg.startswith("--port=")]
     refused = httpx.get(f"http://127.0.0.1:{port}/bitttt/model")
     assert refused.status_code in (401, 403)
@@ -266,7 +269,7 @@ def test_at_most_a_few(client: httpx.Client, player: str, monkeypatch: pytest.Mo
 
 def test_a_player_that_is_killed_gets_a_card(client: httpx.Client, older: str, studio: Studio):
     stream = new_stream(client, older)
-    job = job_of(studio, 1)
+    job = job_of(studio, "--step=2")
     body = {"text": "def x", "max_tokens": 1_000_000, "temperature": 1, "seed": 0}
     path = f"play/{older}/streams/{stream}/write"
     with client.stream("POST", path, json=body) as response:
@@ -303,7 +306,7 @@ def test_the_studio_s_end_ends_replies_and_players(tmp_path: Path):
         assert settled(client, player)["state"] == "ready"
         stream = new_stream(client, player, learn=False)
         body = {"text": "def x", "max_tokens": 1_000_000, "temperature": 1, "seed": 0}
-        members = processes_of(job_of(studio, 0))
+        members = processes_of(job_of(studio, "--watch"))
         path = f"play/{player}/streams/{stream}/write"
         with client.stream("POST", path, json=body) as response:
             found = events(response)
@@ -321,15 +324,21 @@ def waiting_job(studio: Studio) -> Job:
     return start_job(studio.jobs, "serve", "a child", ["0"], module="http.server")
 
 
-def test_players_of_a_killed_studio_are_ended(tmp_path: Path):
-    studio = rooms.make_studio(tmp_path)
-    job, train = waiting_job(studio), start_job(
-        studio.jobs, "train", "a run", ["0"], module="http.server"
-    )  # fmt: skip
-    close_orphans(studio.jobs)
-    assert job_state(job).state != "running"
-    assert job_state(train).state == "running"  # trainings go on
-    players_module.stop_job(train, True)
+def test_players_end_with_a_studio_that_is_killed(tmp_path: Path):
+    script = f"""
+import os, pathlib
+from bitttt_jax.studio.processes import start_job
+for tied in (False, True):
+    start_job(pathlib.Path({str(tmp_path)!r}), "serve", "", ["0"], module="http.server", tied=tied)
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    goes_on, ends = load_jobs(tmp_path)
+    if "--tied" in " ".join(psutil.Process(goes_on.pid).cmdline()):
+        goes_on, ends = ends, goes_on
+    rooms.wait_until(lambda: job_state(ends).state != "running")
+    assert job_state(goes_on).state == "running"  # a training, say
+    stop_job(goes_on, True)
 
 
 def test_idle_players_are_closed(tmp_path: Path, studio: Studio):
