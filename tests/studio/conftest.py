@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from bitttt_jax.config import TrainConfig
 from bitttt_jax.config_loading import to_json
 from bitttt_jax.studio.app import Studio, make_app
-from bitttt_jax.studio.processes import Job, load_jobs, start_job, stop_job
+from bitttt_jax.studio.processes import Job, job_state, load_jobs, start_job, stop_job
 from bitttt_jax.studio.security import Policy, allowed_hosts
 
 TOKEN = "a-token-of-the-tests"
@@ -32,6 +32,7 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
     yield studio
     for job in load_jobs(studio.jobs):
         stop_job(job, force=True)
+        job_state(job)  # waits for it, as its parent
 
 
 @pytest.fixture
