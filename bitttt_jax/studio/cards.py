@@ -179,11 +179,13 @@ def fixes(kind: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     if kind in ("out_of_memory", "killed"):
         batch, parts = value("data.batch_size", 1), value("optim.accumulation", 1)
-        if batch > 1:
-            half = batch // 2
-            fewer = max(n for n in range(1, min(parts, half) + 1) if half % n == 0)
+        half, now = batch // 2, batch / parts
+        # The same number of parts if they come out even, else so many that each is smaller.
+        sizes = [n for n in range(1, half + 1) if half % n == 0 and half / n < now]
+        if sizes:
+            shared = parts if parts in sizes else sizes[0]
             changes = {"data__batch_size": half}
-            changes |= {"optim__accumulation": fewer} if fewer != parts else {}
+            changes |= {"optim__accumulation": shared} if shared != parts else {}
             change("halve_batch", f"Halve the batch to {half} rows", **changes)
         more = next((n for n in range(2 * parts, batch + 1) if batch % n == 0), None)
         if more and kind == "out_of_memory":
