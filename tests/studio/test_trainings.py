@@ -25,6 +25,7 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_start_stop_resume_and_finish(client: TestClient, studio: Studio, tmp_path: Path):
     """Every value of the form is in the run's config.json; the log, curves and states are true."""
     text = tmp_path / "texts" / "a text, with a comma.txt"
@@ -60,7 +61,7 @@ def test_start_stop_resume_and_finish(client: TestClient, studio: Studio, tmp_pa
     last = run["step"] + 50
     answer = client.post(f"{url}/resume", json={"changes": {"steps": last}})
     assert answer.json()["state"] in ("starting", "compiling")
-    ended = lambda r: r["state"] in ("finished", "failed") and r["alive"] is False
+    ended = lambda r: r["state"] in ("finished", "failed") and r["can_resume"]
     run = until(lambda: ended(r := get()) and r, 100)
     assert (run["state"], run["exit_code"], run["step"]) == ("finished", 0, last), run["card"]
     assert any(event["kind"] == "resume" for event in run["events"])
@@ -80,6 +81,8 @@ def test_a_run_that_cannot_begin(client: TestClient, studio: Studio):
     body = {"config": config["config"], "name": "x", "device": "cpu"}
     assert client.post("/api/runs", json=body).status_code == 201
     run = until(lambda: (r := client.get("/api/runs/x").json())["state"] == "failed" and r, 100)
+    written = (studio.runs / "x" / "config.json").read_text()
+    assert json.loads(written) == config["config"]
     assert run["exit_code"] in (2, 5) and "/no/such/file" in run["card"]["title"]
     assert run["alive"] is False or until(lambda: not client.get("/api/runs/x").json()["alive"])
     # The card's button changes a value, and the same run starts anew.
