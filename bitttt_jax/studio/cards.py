@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitttt_jax.runs.directory import RunDirectory
+from bitttt_jax.runs.observe import Observation, explain
 from bitttt_jax.studio.logs import clean, tail_lines
 from bitttt_jax.studio.processes import Job, JobState
 from bitttt_jax.studio.run_files import read_json
@@ -37,7 +38,7 @@ def run_card(facts: RunFacts, config: Mapping[str, Any]) -> Card | None:
     elif facts.not_responding:
         card = _not_responding(facts)
     elif facts.state == "lost":
-        card = _card("lost", "The process is gone", _LOST)
+        card = _lost(facts)
     elif facts.state == "failed":
         card = _ended_badly(facts.exit_code, facts.job_state, folder / "train.log")
     else:
@@ -109,6 +110,16 @@ def _from_error(error: Mapping[str, Any]) -> Card:
         tail=[clean(str(line)) for line in tail] if isinstance(tail, list) else [],
         traceback=str(trace) if trace else None,
     )
+
+
+def _lost(facts: RunFacts) -> Card:
+    if facts.status is None:
+        return _card("lost", "The process is gone", _LOST)
+    seen = Observation("lost", facts.alive, False, facts.status)
+    told = explain(RunDirectory(facts.folder), seen)
+    assert told is not None
+    title = told.title[0].upper() + told.title[1:]
+    return _card("lost", title, told.why, hints=list(told.hints))
 
 
 def _not_responding(facts: RunFacts) -> Card:
