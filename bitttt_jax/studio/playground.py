@@ -57,6 +57,7 @@ async def describe(players: Players, player: Player) -> dict[str, Any]:
         "kind": player.model.kind,
         "step": step,
         "newer_step": newest if newest != step else None,
+        "pinned": player.step is not None,
         "device": player.device,
         "state": state,
         "card": await asyncio.to_thread(job_card, player.job, ended),
@@ -130,7 +131,7 @@ async def _whole_requests() -> AsyncIterator[None]:
 
 async def _end_with(stopping: asyncio.Event, answer: Answer) -> None:
     await stopping.wait()
-    answer.end()
+    await answer.end()
 
 
 async def _words_at_the_end(answer: Answer) -> AsyncIterator[bytes]:
