@@ -28,6 +28,11 @@ export function drawDevices(holder, devices) {
   );
 }
 
+/** The devices of hosts [{name, used: [bytes per device], limit}]. */
+export function devicesOf(hosts) {
+  return hosts.flatMap(({ name: host, used, limit }) => used.map((bytesUsed, index) => ({ host, index, used: bytesUsed, limit })));
+}
+
 function cell(device, large) {
   const part = share(device);
   const known = Number.isFinite(part);

@@ -35,7 +35,7 @@ function notice(what, why, fix) {
 export function errorCard(card, act) {
   const heading = translated(`card.kind.${card.kind}`, card.kind);
   const actions = (card.actions ?? []).map((action, index) =>
-    button(translated(`card.action.${action.label_key}`, action.label), () => act(action), {
+    button(actionLabel(action), () => act(action), {
       class: index === 0 ? "primary" : "",
       dataset: { action: action.label_key },
     }),
@@ -54,6 +54,10 @@ export function errorCard(card, act) {
     folded(t("card.traceback"), card.traceback),
     folded(t("card.tail"), card.tail?.join("\n")),
   );
+}
+
+function actionLabel({ label_key: key, label, changes }) {
+  return translated(`card.action.${key}`, label).replace("{value}", String(Object.values(changes ?? {})[0] ?? ""));
 }
 
 function changesNote(actions = []) {

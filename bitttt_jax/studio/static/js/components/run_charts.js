@@ -8,7 +8,7 @@ import { t } from "../i18n.js";
 import { smooth } from "../series.js";
 import { allRuns, info } from "../store.js";
 import { button, choice, levelOf } from "./basics.js";
-import { drawDevices } from "./devices.js";
+import { devicesOf, drawDevices } from "./devices.js";
 
 const COLOURS = ["c1", "c2", "c3", "c4", "c5", "c6"];
 const DASHES = [undefined, [8, 4], [2, 3]];
@@ -118,13 +118,13 @@ function drawMemory(id, names, runs, state, view) {
   view.devices.hidden = !state.devices?.length;
   if (state.devices?.length) {
     const holder = h("div");
-    drawDevices(holder, state.devices);
+    drawDevices(holder, devicesOf(state.devices));
     put(view.devices, h("h2", {}, t("devices.title")), holder);
   }
 }
 
 function limitsOf(series, state) {
-  const device = series.last("mem/limit_gib");
+  const device = state.devices?.length ? state.devices[0].limit / GIB : null;
   const limits = [];
   if (series.has("mem/host_peak_gib") && state.hostLimit) limits.push({ tag: "mem/host_peak_gib", value: state.hostLimit / GIB, label: t("chart.limit_host") });
   if (series.has("mem/peak_gib") && device) limits.push({ tag: "mem/peak_gib", value: device, label: t("chart.limit_device") });

@@ -68,3 +68,6 @@ function table(heads, rows) {
 export function empty(title, text, ...more) {
   return h("div", { class: "empty-state" }, h("h3", {}, title), h("p", { class: "soft" }, text), more);
 }
+
+/** One figure with its name. */
+export const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value));

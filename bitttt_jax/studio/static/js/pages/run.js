@@ -60,8 +60,10 @@ async function load(main, id, runs, view, signal) {
 
 function listen(id, runs, view, signal) {
   let waiting = [];
-  const take = ({ id: name, rows }) => {
-    runs.get(name)?.append(rows);
+  const take = async ({ id: name, rows, reset }) => {
+    if (!runs.has(name)) return;
+    if (reset) await loadSeries(name, runs.get(name), signal).catch(() => {});
+    else runs.get(name).append(rows);
     view.charts.draw();
   };
   on("metrics", (data) => (waiting ? waiting.push(data) : take(data)), signal);
