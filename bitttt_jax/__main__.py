@@ -21,6 +21,7 @@ COMMANDS = {
     "convert": ("bitttt_jax.commands.convert", "pack a trained model for inference"),
     "evaluate": ("bitttt_jax.commands.evaluate", "measure a trained model on text"),
     "inspect": ("bitttt_jax.commands.inspect", "show what a model's files hold"),
+    "studio": ("bitttt_jax.commands.studio", "train, watch and try models in the browser"),
     "doctor": ("bitttt_jax.commands.doctor", "check this installation"),
 }
 

@@ -18,10 +18,10 @@ from typing import Any
 import pydantic
 
 from bitttt_jax.config import SourceConfig, TrainConfig
+from bitttt_jax.config.model import VOCAB_MULTIPLE
 from bitttt_jax.errors import BittttError, ConfigError, did_you_mean
 
 FLAG_PREFIX = "--config."
-_VOCAB_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +305,7 @@ def with_vocabulary(config: TrainConfig, tokens: int) -> TrainConfig:
     Raises:
       ConfigError: the configured size is too small for the tokenizer.
     """
-    size = config.model.vocab_size or -(-tokens // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    size = config.model.vocab_size or -(-tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if size < tokens:
         raise ConfigError(
             f"model.vocab_size={size} is smaller than the tokenizer, which has {tokens} tokens",

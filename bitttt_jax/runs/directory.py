@@ -26,7 +26,7 @@ from bitttt_jax.runs.status import Heartbeat, RunStatus, State, read_status
 
 RUN_ENTRIES = (
     "config.json", "command.txt", "status.json", "metrics.jsonl", "events.jsonl", "train.log",
-    "error.json", "tokenizer.json", "data", "tb", "ckpt", "export",
+    "error.json", "tokenizer.json", "chat_template.jinja", "data", "tb", "ckpt", "export",
 )  # fmt: skip
 _TAIL_LINES = 50
 
@@ -159,8 +159,8 @@ class RunDirectory:
         """Appends a row to events.jsonl.
 
         Args:
-          kind: `resume`, `config`, `compile`, `eval`, `checkpoint`, `export`, `warn`, `stop` or
-            `fail`.
+          kind: `resume`, `config`, `compile`, `eval`, `memory`, `sample`, `checkpoint`, `export`,
+            `warn`, `stop` or `fail`.
           **fields: JSON values, `step` among them if there is one.
         """
         if self.writer:

@@ -44,6 +44,8 @@ class RunStatus:
     """When this was written, seconds since 1970."""
     exit_code: int | None = None
     error_kind: str | None = None
+    devices: tuple[dict[str, Any], ...] = ()
+    """Memory of the devices, a dict a host as of `HostMemory`; empty where nobody tells."""
 
     @property
     def over(self) -> bool:
