@@ -13,7 +13,7 @@ const sync = uPlot.sync("steps");
 /**
  * A chart of one or more curves.
  *
- * @param {object} options title, hint (one sentence), height, log, format (of values), sync
+ * @param {object} options title, hint (one sentence), height, log, format (of values), tick (of the axis), sync
  *   (crosshair with the other charts), yRange, lines: [{value, label, colour}] (horizontal limits).
  * @param {AbortSignal} signal ends the chart.
  * @returns {{element, draw}} draw(curves): [{label, colour, step, value, dash, width, points,
@@ -92,7 +92,7 @@ function plotOptions(state, legend, options, width, height) {
     },
     axes: [
       { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map((v) => (v === null ? "" : short(v))) },
-      { ...axis, size: 56, space: 32, values: (_, ticks) => ticks.map((v) => (v === null ? "" : (options.format ?? number)(v))) },
+      { ...axis, size: 56, space: 32, values: (_, ticks) => ticks.map((v) => (v === null ? "" : (options.tick ?? options.format ?? number)(v))) },
     ],
     series: [{}, ...state.curves.map(seriesOptions)],
     bands: state.curves.flatMap((curve, index) =>
@@ -106,8 +106,8 @@ function plotOptions(state, legend, options, width, height) {
 }
 
 function yRange(options, low, high) {
-  if (options.yRange) return options.yRange(low, high);
   const limits = (options.lines ?? []).map((line) => line.value).filter(Number.isFinite);
+  if (options.yRange) return options.yRange(low, Math.max(high, ...limits));
   const [from, to] = [Math.min(low ?? 0, ...limits), Math.max(high ?? 1, ...limits)];
   const margin = 0.06 * (to - from || Math.abs(to) || 1);
   return [from >= 0 && from - margin < 0 ? 0 : from - margin, to + margin];

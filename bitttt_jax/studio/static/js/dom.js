@@ -21,8 +21,7 @@ export function put(element, ...children) {
 
 /** Sets a CSS custom property, which the style sheets turn into lengths and colours. */
 export function setVar(element, name, value) {
-  element.style.setProperty(name, String(value));
-  return element;
+  element.style.setProperty(`--${name}`, String(value));
 }
 
 let ids = 0;
@@ -66,9 +65,8 @@ function setProps(element, props) {
     else if (name === "vars") Object.entries(value).forEach(([key, v]) => setVar(element, key, v));
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (PROPERTIES.has(name)) element[name] = value;
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false) element.setAttribute(name, String(value));
-    else if (name.startsWith("aria-")) element.setAttribute(name, "false");
+    else if (name.startsWith("aria-")) element.setAttribute(name, String(value));
+    else if (value !== false) element.setAttribute(name, value === true ? "" : String(value));
   }
   return element;
 }

@@ -1,6 +1,6 @@
 // Small parts that every page uses: badges, bars, icons, messages, dialogs, tabs.
 
-import { h, put, svg, uniqueId } from "../dom.js";
+import { h, put, setVar, svg, uniqueId } from "../dom.js";
 import { t } from "../i18n.js";
 
 const PATHS = {
@@ -48,7 +48,7 @@ export function setBar(element, share, level = "") {
   element.className = `bar ${known ? level : "unknown"}`;
   if (known) {
     const inside = Math.min(1, Math.max(0, share));
-    element.style.setProperty("--share", inside);
+    setVar(element, "share", inside);
     element.setAttribute("aria-valuenow", Math.round(100 * inside));
   } else element.removeAttribute("aria-valuenow");
 }

@@ -30,8 +30,9 @@ export function tokenizerPanel(state, changed, signal) {
   files.addEventListener("change", () => choose("file"));
   choose(state.tokenizer.kind);
   get("tokenizers", {}, { signal }).then(({ tokenizers }) => {
-    put(files, tokenizers.map(({ name, path, vocab_size: n }) => h("option", { value: path }, t("tokenizer.option", { name, n: number(n) }))));
-    kinds[2].querySelector("input").disabled = !tokenizers.length;
+    const there = tokenizers.filter(({ path }) => path);
+    put(files, there.map(({ name, path, vocab_size: n }) => h("option", { value: path }, t("tokenizer.option", { name, n: number(n) }))));
+    kinds[2].querySelector("input").disabled = !there.length;
   }, () => {});
   return h("div", { class: "stack" }, h("div", { class: "presets", role: "radiogroup", "aria-label": t("data.tokenizer") }, kinds), sizeRow, fileRow, trial.element);
 }

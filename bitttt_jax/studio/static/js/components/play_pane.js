@@ -96,7 +96,7 @@ async function loadModel(own) {
   try {
     const player = await loadPlayer(asked, (words) => put(status, words), signal);
     if (model.value !== asked.model || signal.aborted) return;
-    if (player.card) return void put(problem, errorCard(player.card, () => {}));
+    if (player.card) return void (put(status), put(problem, errorCard(player.card, () => {})));
     pane.player = player;
     describe(own, player.description ?? {});
     await resume(own);

@@ -31,7 +31,7 @@ export function runCharts(id, others, runs, onoverlay, signal) {
   const state = { smoothing: stored("smoothing", 0.6), log: stored("log", false), shown: {} };
   const grid = h("div", { class: "charts" });
   const main = chart({ title: t("chart.loss"), hint: t("chart.loss.hint"), height: 340, class: "wide", format: loss }, signal);
-  const memory = chart({ title: t("chart.memory"), hint: t("chart.memory.hint"), format: (v) => bytes(v * GIB) }, signal);
+  const memory = chart({ title: t("chart.memory"), hint: t("chart.memory.hint"), format: (v) => bytes(v * GIB), tick: number, yRange: (_, high) => [0, 1.15 * (high || 1)] }, signal);
   const small = CHARTS.map((spec) => ({ spec, ...chart({ title: t(`chart.title.${spec.key}`), hint: t(`chart.hint.${spec.key}`), log: spec.log, format: spec.format, yRange: spec.zero ? (_, high) => [0, 1.1 * (high || 1)] : undefined }, signal) }));
   const devices = h("div", { class: "panel", hidden: true });
   const more = h("div", { class: "charts" });
@@ -99,7 +99,8 @@ function tagCurves(names, runs, tags, smoothing) {
       const several = names.length > 1;
       const colour = COLOURS[(several ? place : index) % COLOURS.length];
       const words = label.startsWith("chart.") ? t(label) : label;
-      return [{ label: several ? `${name}: ${words}` : words, colour, dash: DASHES[index % DASHES.length], step: curve.step, value: tag === "lr" ? curve.value : smooth(curve.value, smoothing), width: 1.8 }];
+      const long = tags.length > 1 ? `${name}: ${words}` : name;
+      return [{ label: several ? long : words, colour, dash: DASHES[index % DASHES.length], step: curve.step, value: tag === "lr" ? curve.value : smooth(curve.value, smoothing), width: 1.8 }];
     }),
   );
 }

@@ -97,7 +97,7 @@ function actionButtons(id, { run, stopping, forced }, commands, live) {
     const isStopping = stopping || run.state === "stopping";
     buttons.push(button(isStopping ? t("run.stopping") : t("run.stop"), commands.stop, { class: "primary", id: "stop-run", disabled: isStopping && !forced }));
     if (isStopping || run.not_responding) buttons.push(button(t("run.force"), commands.force, { class: "danger", id: "force-run" }));
-  } else if (run.can_resume ?? (run.state !== "finished" && run.step > 0)) {
+  } else if (run.can_resume && run.state !== "finished") {
     buttons.push(button(t("run.resume"), commands.resume, { class: "primary", id: "resume-run" }));
   }
   buttons.push(

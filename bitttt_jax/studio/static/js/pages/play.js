@@ -55,7 +55,7 @@ export async function drawPlay(main, { query }, signal) {
 
 // One place to write in, for all panes.
 function composer(state, settings) {
-  const area = h("textarea", { rows: 3, id: "prompt", "aria-label": t("play.prompt"), placeholder: t("play.prompt_hint") });
+  const area = h("textarea", { rows: 2, id: "prompt", "aria-label": t("play.prompt"), placeholder: t("play.prompt_hint") });
   const send = button(t("play.send"), () => act("write"), { class: "primary", id: "send" });
   const stop = button(t("play.stop"), () => state.panes.forEach((pane) => pane.stop()), { id: "stop-reply", hidden: true });
   const read = button(t("play.read_start"), () => act("read"), { class: "primary", id: "read", hidden: true });
@@ -65,7 +65,7 @@ function composer(state, settings) {
     const reading = value === "read";
     send.hidden = reading;
     read.hidden = example.hidden = !reading;
-    area.rows = reading ? 8 : 3;
+    area.rows = reading ? 6 : 2;
     area.placeholder = t(reading ? "play.read_hint" : "play.prompt_hint");
     put(words, t(reading ? "play.read_why" : "play.write_why"));
   }, t("play.do"));
@@ -85,5 +85,5 @@ function composer(state, settings) {
     event.preventDefault();
     act(read.hidden ? "write" : "read");
   });
-  return h("section", { class: "composer panel stack tight", "aria-label": t("play.prompt") }, h("div", { class: "row apart" }, mode.element, words), area, h("div", { class: "row apart" }, h("div", { class: "row" }, send, read, stop, example), h("span", { class: "faint" }, "Ctrl Enter")), settings.element);
+  return h("section", { class: "composer panel stack tight", "aria-label": t("play.prompt") }, h("div", { class: "row apart" }, mode.element, words), area, h("div", { class: "row apart" }, h("div", { class: "row" }, send, read, stop, example, h("span", { class: "faint" }, "Ctrl Enter"))), settings.element);
 }

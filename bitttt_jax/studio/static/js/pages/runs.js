@@ -76,7 +76,7 @@ function runRow(run, onchoose, signal) {
     "li",
     { class: "run", dataset: { run: run.id } },
     box,
-    h("div", { class: "run-name" }, h("a", { href: link("run", [run.id]) }, run.id), h("div", { class: "row" }, badge, facts)),
+    h("div", { class: "run-name" }, h("div", { class: "row" }, h("a", { href: link("run", [run.id]) }, run.id), badge), facts),
     spark,
     h("div", { class: "run-progress" }, meter, far),
     losses,
