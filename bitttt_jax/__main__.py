@@ -13,6 +13,7 @@ from bitttt_jax.errors import ConfigError, did_you_mean, exit_process, run_main
 # Name, module with main(argv), and the line that `bitttt --help` shows.
 COMMANDS = {
     "train": ("bitttt_jax.train", "train a model, or resume a run"),
+    "watch": ("bitttt_jax.commands.watch", "look at runs in the terminal"),
     "prepare": ("bitttt_jax.commands.prepare", "turn text into token shards"),
     "generate": ("bitttt_jax.commands.generate", "continue a prompt with a trained model"),
     "chat": ("bitttt_jax.commands.chat", "talk with a model"),

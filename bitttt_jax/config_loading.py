@@ -6,6 +6,7 @@ accepted or refused with the same words wherever it comes from.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -69,6 +70,12 @@ def load_config(spec: str) -> TrainConfig:
 def preset_names() -> list[str]:
     """Names of the shipped presets, sorted."""
     return sorted(path.stem for path in _preset_folder().glob("*.py"))
+
+
+def preset_summary(name: str) -> str:
+    """The first line of a preset's docstring."""
+    tree = ast.parse((_preset_folder() / f"{name}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 def to_json(config: TrainConfig) -> str:
@@ -243,7 +250,8 @@ def _typed(current: Any, text: str) -> Any:
     if isinstance(current, list):
         parts = text.split(",")
         is_sources = current and isinstance(current[0], dict)
-        return [{"path": part} for part in parts] if is_sources else parts
+        new = lambda path: dataclasses.asdict(SourceConfig(path=path))
+        return [new(part) for part in parts] if is_sources else parts
     if isinstance(current, int) and "e" in text.lower():
         with contextlib.suppress(ValueError, OverflowError):
             if float(text).is_integer():

@@ -29,6 +29,7 @@ from bitttt_jax.commands import (
     generate,
     inspect,
     prepare,
+    watch,
 )
 from bitttt_jax.config import DataConfig, SourceConfig, TrainConfig
 from bitttt_jax.config_loading import flatten, load_config, preset_names, to_json
@@ -160,6 +161,8 @@ def parse_command(argv: Sequence[str]) -> None:
             parse_with(inspect.Flags)(args)
         case ["bitttt", "doctor", *args]:
             parse_with(doctor.Flags)(args)
+        case ["bitttt", "watch", *args]:
+            parse_with(watch.Flags)(args)
         case ["./launch.sh", *args]:
             parse_launch(args)
         case ["python", "docs/make_screenshots.py", *args]:
@@ -232,7 +235,7 @@ def test_commands_and_flags_in_the_text(page: Path, place: Path, monkeypatch: py
 
 def known_flags() -> set[str]:
     known = {f"--{name}" for name in train_flags._define_flags()} | launcher_flags()
-    commands = (generate, chat, batch, evaluate, prepare, convert, bench, inspect, doctor)
+    commands = (generate, chat, batch, evaluate, prepare, convert, bench, inspect, doctor, watch)
     for flags in (command.Flags for command in (*commands, screenshots())):
         known |= {f"--{field.name}" for field in dataclasses.fields(flags)}
     return known | {f"--config.{key}" for key in flatten(TrainConfig())} | {"--help"}

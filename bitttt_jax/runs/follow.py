@@ -1,7 +1,8 @@
-"""Following a file of JSON lines while another process writes, cuts back or replaces it."""
+"""Following files while another process writes, cuts back or replaces them."""
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,3 +100,37 @@ def _parse(line: bytes) -> Any:
         return from_json(line)
     except ValueError:
         return None
+
+
+class LogFollower:
+    """Reads what is added to a log; of a flood only the end.
+
+    Args:
+      path: the file; needn't exist yet.
+      most_bytes: read at once; what was added before them is passed over.
+    """
+
+    def __init__(self, path: Path, most_bytes: int = 2**16):
+        self._path, self._most = path, most_bytes
+        self._offset = 0
+        self._rest = b""
+
+    def read(self) -> list[str]:
+        """The complete lines added since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size < self._offset:  # another run's log
+                    self._offset, self._rest = 0, b""
+                start = max(self._offset, size - self._most)
+                file.seek(start)
+                data = file.read(size - start)
+        except FileNotFoundError:
+            self._offset, self._rest = 0, b""
+            return []
+        if start > self._offset:
+            data, self._rest = data[data.find(b"\n") + 1 :], b""
+        self._offset = size
+        complete, newline, rest = (self._rest + data).rpartition(b"\n")
+        self._rest = rest[-self._most :]
+        return (complete + newline).decode(errors="replace").splitlines()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bitttt_jax.studio.processes import Job
 
 MODULES = (
-    "info", "run_routes", "job_routes",
+    "info", "run_routes", "job_routes", "form_routes", "events",
     "files", "uploads", "data", "models", "playground", "exports", "tensorboard",
 )  # fmt: skip
 """Modules of this package whose `routes(studio)` make up the API, with paths below `api/`."""

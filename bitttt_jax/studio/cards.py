@@ -45,9 +45,8 @@ def run_card(facts: RunFacts, config: Mapping[str, Any]) -> Card | None:
     card["exit_code"] = facts.exit_code
     card["actions"] = [*fixes(card["kind"], config), *_follow_ups(card["kind"], folder)]
     card["tail"] = card["tail"] or tail_lines(folder / "train.log", _TAIL_LINES)[0]
-    card["diagnostics"] = diagnostics(
-        card, folder / "command.txt", folder / "train.log", facts.job and facts.job.argv
-    )
+    argv = facts.job.argv if facts.job else None
+    card["diagnostics"] = diagnostics(card, folder / "command.txt", folder / "train.log", argv)
     return card
 
 

@@ -85,7 +85,7 @@ class Validation:
         self._console.evaluation(self.last, train_loss=train_loss, seconds=seconds)
         if hosts := hardware.memory_by_host():
             self._console.memory(hosts, platform=jax.default_backend())
-            self._run.event("memory", step=step, hosts=list(map(dataclasses.asdict, hosts)))
+            self._run.update(devices=tuple(map(dataclasses.asdict, hosts)))
         prompt = self._config.eval.sample_prompt
         if prompt:
             text = self._sample(params)

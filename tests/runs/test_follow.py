@@ -6,7 +6,7 @@ import pytest
 
 from bitttt_jax.runs.directory import RunDirectory
 from bitttt_jax.runs.files import JsonLines
-from bitttt_jax.runs.follow import Follower
+from bitttt_jax.runs.follow import Follower, LogFollower
 
 
 @pytest.fixture
@@ -75,3 +75,34 @@ def test_lines_that_are_no_rows_are_left_out(tmp_path: Path, bad: str):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"step": 1}}\n{bad}\n{{"step": 2}}\n', encoding="utf-8")
     assert steps(Follower(path).read()[0]) == [1, 2]
+
+
+def test_log_lines_come_once_and_whole(tmp_path: Path):
+    path = tmp_path / "train.log"
+    follower = LogFollower(path)
+    assert follower.read() == []
+    path.write_bytes("first\nhälf".encode()[:-2])
+    assert follower.read() == ["first"]
+    with path.open("ab") as file:
+        file.write(b"lf\n\nthird\n")
+    assert follower.read() == ["hälf", "", "third"]
+    assert follower.read() == []
+    path.write_text("anew\n")
+    assert follower.read() == ["anew"]
+    path.unlink()
+    assert follower.read() == []
+
+
+def test_of_a_flood_the_end_is_read(tmp_path: Path):
+    path = tmp_path / "train.log"
+    path.write_text("".join(f"line {number}\n" for number in range(10_000)))
+    follower = LogFollower(path, most_bytes=100)
+    lines = follower.read()
+    assert lines[-1] == "line 9999" and 5 < len(lines) < 12
+    assert all(line.startswith("line ") for line in lines)
+    with path.open("a") as file:
+        file.write("x" * 1000)
+    assert follower.read() == []
+    with path.open("a") as file:
+        file.write("\nlast\n")
+    assert follower.read()[-1] == "last"
