@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import functools
 import json
@@ -47,6 +48,9 @@ class PreviewRequest:
     sources: list[dict[str, Any]]
     clean: dict[str, Any] = dataclasses.field(default_factory=dict)
     template: str = ""
+    """One of ours, a file of Jinja, or the text of one."""
+    tokenizer: str = ""
+    """The tokenizer.json that the text is for; by default bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +90,16 @@ def read_config(studio: Studio, data: Mapping[str, Any]) -> TrainConfig:
     if tokenizer.kind == "file":
         path = str(locate(tokenizer.path, tokenizer_roots(studio)))
         tokenizer = dataclasses.replace(tokenizer, path=path)
-    data_config = dataclasses.replace(found, sources=sources, tokenizer=tokenizer)
-    return dataclasses.replace(config, data=data_config)
+    template = found.chat_template
+    if template:
+        from bitttt_jax.data.chat_templates import SHIPPED  # brings numpy
+
+        if template not in SHIPPED:
+            template = str(locate(template, studio.data_roots))
+    confined = dataclasses.replace(
+        found, sources=sources, tokenizer=tokenizer, chat_template=template
+    )
+    return dataclasses.replace(config, data=confined)
 
 
 def _confined(studio: Studio, source: SourceConfig) -> SourceConfig:
@@ -134,17 +146,19 @@ def prepare_result(job: Job) -> dict[str, Any] | None:
         return None
     manifest = Manifest.load(place)
     tokens = sum(part.tokens for part in manifest.parts)
-    skipped: dict[str, int] = {}
+    skipped: collections.Counter[str] = collections.Counter()
+    cleaned: collections.Counter[str] = collections.Counter()
     for source in manifest.sources:
-        for reason, count in source.skipped.items():
-            skipped[reason] = skipped.get(reason, 0) + count
+        skipped.update(source.skipped)
+        cleaned.update(source.cleaned)
     return {
         "folder": str(place),
         "tokens": tokens,
         "documents": sum(part.documents for part in manifest.parts),
         "vocab_size": manifest.vocab_size,
         "bytes_per_token": sum(part.text_bytes for part in manifest.parts) / max(tokens, 1),
-        "skipped": skipped,
+        "skipped": dict(skipped),
+        "cleaned": dict(cleaned),
     }
 
 
@@ -231,7 +245,6 @@ class Reader:
                 "bitttt_jax.studio.reader",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )
             try:
@@ -269,11 +282,19 @@ def routes(studio: Studio) -> list[BaseRoute]:
         return [str(root.resolve()) for root in studio.data_roots]
 
     async def preview(request: Request, asked: PreviewRequest) -> dict[str, Any]:
-        data: dict[str, Any] = {"sources": asked.sources}
-        data |= {"clean": asked.clean} if asked.clean else {}
-        data |= {"chat_template": asked.template} if asked.template else {}
-        config = to_json(await asyncio.to_thread(read_config, studio, data))
-        return await reader.ask(operation="preview", config=config, roots=roots(), count=_PREVIEWED)
+        is_text = "{" in asked.template or "\n" in asked.template
+        data: dict[str, Any] = {"sources": asked.sources, "clean": asked.clean}
+        data |= {"chat_template": "" if is_text else asked.template}
+        if asked.tokenizer:
+            data |= {"tokenizer": {"kind": "file", "path": asked.tokenizer}}
+        config = await asyncio.to_thread(read_config, studio, data)
+        return await reader.ask(
+            operation="preview",
+            config=to_json(config),
+            roots=roots(),
+            count=_PREVIEWED,
+            template=asked.template if is_text else "",
+        )
 
     async def prepare(request: Request, asked: PrepareRequest) -> Created:
         config = await asyncio.to_thread(read_config, studio, asked.data)

@@ -19,7 +19,11 @@ from typing import Any
 
 from bitttt_jax.config import DataConfig
 from bitttt_jax.config_loading import from_json
+from bitttt_jax.data.cleaning import Cleaner
+from bitttt_jax.data.documents import Document
+from bitttt_jax.data.preview import CleaningPreview, preview_cleaning, preview_messages
 from bitttt_jax.data.sources import Source
+from bitttt_jax.data.tokenizers import Decoder, Tokenizer
 from bitttt_jax.errors import BittttError, DataError
 
 MEMORY_BYTES = 4 << 30
@@ -31,26 +35,62 @@ _SHOWN_SEGMENTS = 100
 
 
 def preview(asked: dict[str, Any]) -> dict[str, Any]:
-    """The first documents of some sources, as they are and as they would be read.
+    """The first documents of some sources, as they are, cleaned, and as conversations.
 
     Args:
-      asked: `config` (JSON text of a configuration), `roots`, and `count` of documents.
+      asked: `config` (JSON text of a configuration), `roots`, `count` of documents, and a chat
+        `template` where that isn't the configuration's.
     """
     config = from_json(asked["config"]).data
     sources = find_sources(config, asked["roots"])
     problems: list[str] = []
-    documents = []
+    documents: list[Document] = []
     for source in sources:
         if source.kind != "shards":
             documents += _first(source, -(-asked["count"] // len(sources)), problems)
+    kinds = [source.kind for source in sources if source.kind != "text" or not documents]
+    kinds += ["messages" if document.messages else "text" for document in documents]
     return {
         "files": sum(len(source.files) for source in sources),
         "bytes": sum(source.size for source in sources),
-        "kind": ", ".join(dict.fromkeys(source.kind for source in sources)),
-        "documents": [_shown(document) for document in documents],
+        "kind": ", ".join(dict.fromkeys(kinds)),
+        "documents": [
+            _shown(document, cleaned)
+            for document, cleaned in zip(
+                documents, preview_cleaning(documents, config.clean), strict=True
+            )
+        ],
+        "messages": _conversations(documents, config, asked["template"], problems),
         "problems": problems,
-        "messages": [],
     }
+
+
+def _conversations(
+    documents: list[Document], config: DataConfig, template: str, problems: list[str]
+) -> list[dict[str, Any]]:
+    if not any(document.messages for document in documents):
+        return []
+    cleaner = Cleaner(config.clean)
+    pairs = (cleaner(document) for document in documents)
+    kept = [document for document, cleaned in pairs if not cleaned.removed]
+    given = Tokenizer.load(config.tokenizer.path) if config.tokenizer.kind == "file" else None
+    try:
+        found = preview_messages(kept, template or config.chat_template, given)
+    except BittttError as error:
+        problems.append(_in_words(error))
+        return []
+    problems += [f"{one['origin']}: {one['problem']}" for one in found if one["problem"]]
+    return [
+        {
+            "origin": one["origin"],
+            "segments": [
+                segment | {"text": segment["text"][:SHOWN_CHARACTERS]}
+                for segment in one["segments"][:_SHOWN_SEGMENTS]
+            ],
+        }
+        for one in found
+        if one["segments"]
+    ]
 
 
 def check(asked: dict[str, Any]) -> dict[str, Any]:
@@ -78,27 +118,34 @@ def find_sources(config: DataConfig, roots: Sequence[str]) -> list[Source]:
     return sources
 
 
-def _first(source: Source, count: int, problems: list[str]) -> list[Any]:
+def _first(source: Source, count: int, problems: list[str]) -> list[Document]:
     """The first usable documents; what is wrong with others among them becomes a problem."""
     skipped: collections.Counter[str] = collections.Counter()
     try:
         return list(itertools.islice(source.documents("fail", skipped), count))
     except DataError as error:
-        problems.append(f"{error.what}: {error.why}" if error.why else error.what)
+        problems.append(_in_words(error))
     try:
         documents = list(itertools.islice(source.documents("skip", skipped), count))
     except DataError as error:
-        problems.append(f"{error.what}: {error.why}" if error.why else error.what)
+        problems.append(_in_words(error))
         documents = []
     problems += [f"{number} × {reason}" for reason, number in skipped.items()]
     return documents
 
 
-def _shown(document: Any) -> dict[str, Any]:
+def _in_words(error: BittttError) -> str:
+    return f"{error.what}: {error.why}" if error.why else error.what
+
+
+def _shown(document: Document, cleaned: CleaningPreview) -> dict[str, Any]:
     return {
         "origin": document.origin,
         "characters": len(document.text),
         "text": document.text[:SHOWN_CHARACTERS],
+        "after": cleaned["after"][:SHOWN_CHARACTERS],
+        "changes": cleaned["changes"],
+        "removed": cleaned["removed"],
     }
 
 
@@ -108,8 +155,6 @@ def tokenize(asked: dict[str, Any]) -> dict[str, Any]:
     Args:
       asked: `tokenizer` (path of a tokenizer.json, or empty for bytes) and `text`.
     """
-    from bitttt_jax.data.tokenizers import Decoder, Tokenizer
-
     path = asked["tokenizer"]
     tokenizer = Tokenizer.load(path) if path else Tokenizer.bytes()
     decoder = Decoder(tokenizer)
