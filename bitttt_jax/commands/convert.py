@@ -119,7 +119,9 @@ def _pack(flags: Flags, folder: Path, model: Model, progress: Progress) -> str:
     )
     progress("pack", 1, 1)
     result = _sizes(sizes, sum(packed.byte_counts(model.params).values()))
-    return result if flags.table == "exact" else f"{result}\n{_effect(flags, model, params, progress)}"
+    return (
+        result if flags.table == "exact" else f"{result}\n{_effect(flags, model, params, progress)}"
+    )
 
 
 def _to_hugging_face(flags: Flags, folder: Path, model: Model, progress: Progress) -> str:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from bitttt_jax.commands.progress import report, show_progress
-from bitttt_jax.config import DataConfig, SourceConfig, TokenizerConfig, TrainConfig
+from bitttt_jax.config import (
+    CleanConfig,
+    DataConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from bitttt_jax.config_loading import FLAG_PREFIX, apply_overrides
+from bitttt_jax.data import cleaning
 from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ class Flags:
     """
 
     source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """File, folder, or `python-stdlib`: text, JSON lines, or a Hugging Face dataset on disk."""
+    """File, folder, or `python-stdlib`: text, JSON, or a Hugging Face dataset on disk."""
     output: str = ""
     """Folder to make; a finished one of the same sources and settings is left as it is."""
     tokenizer: str = "bytes"
@@ -51,7 +58,13 @@ class Flags:
     field: str = _SOURCE.field
     """Field of a JSON line or dataset row that holds the text."""
     glob: str = _SOURCE.glob
-    """Files of a folder of text or JSON lines."""
+    """Files of a folder of text or JSON."""
+    kind: Literal["auto", "text", "jsonl", "messages", "huggingface", "shards"] = "auto"
+    """How to read the sources; `messages` are conversations."""
+    chat_template: str = _DATA.chat_template
+    """How conversations become text: `roles`, `chatml`, or a file of Jinja."""
+    clean: bool = False
+    """Normalise Unicode, line ends and spaces, drop control characters, leave out duplicates."""
     on_error: Literal["fail", "skip"] = _DATA.on_error
     """What to do with unreadable documents: stop with exit code 5, or skip and count them."""
     verify: str = ""
@@ -90,10 +103,12 @@ def _config(flags: Flags, overrides: Sequence[str]) -> DataConfig:
         raise ConfigError("--source and --output are needed", fix="bitttt prepare --help")
     paths = flags.source or (SourceConfig.path,)
     config = DataConfig(
-        sources=tuple(SourceConfig(path=path, field=flags.field, glob=flags.glob) for path in paths),
+        sources=tuple(SourceConfig(path, flags.kind, flags.glob, flags.field) for path in paths),
         tokenizer=_tokenizer_config(flags),
         validation_fraction=flags.validation_fraction,
         on_error=flags.on_error,
+        chat_template=flags.chat_template,
+        clean=cleaning.ALL if flags.clean else CleanConfig(),
     )
     return apply_overrides(TrainConfig(data=config), overrides).data
 
@@ -111,6 +126,14 @@ def _tokenizer_config(flags: Flags) -> TokenizerConfig:
     return TokenizerConfig(kind="file", path=flags.tokenizer)
 
 
+def _counts(what: str, counters: Iterable[dict[str, int]]) -> str:
+    total: collections.Counter[str] = collections.Counter()
+    for counter in counters:
+        total.update(counter)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(total.items()))
+    return f"{what:10} {reasons or 'none'}"
+
+
 def _report(manifest: Manifest, folder: str, seconds: float) -> str:
     lines = [
         f"tokens     {Path(folder).absolute()}",
@@ -123,9 +146,13 @@ def _report(manifest: Manifest, folder: str, seconds: float) -> str:
     ]
     if not manifest.split("validation"):
         lines.append("validation no documents (whole ones are held out, by their hashes)")
-    skipped: collections.Counter[str] = collections.Counter()
-    for source in manifest.sources:
-        skipped.update(source.skipped)
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-    lines += [f"skipped    {reasons or 'none'}", f"time       {seconds:.1f} s"]
+    lines += [
+        f"{'counted':10} {part.name}: {part.predictions:,} of the tokens, in replies"
+        for part in manifest.parts
+        if part.predictions < part.tokens
+    ]
+    lines.append(_counts("skipped", (source.skipped for source in manifest.sources)))
+    if manifest.config.clean != CleanConfig():
+        lines.append(_counts("cleaned", (source.cleaned for source in manifest.sources)))
+    lines.append(f"time       {seconds:.1f} s")
     return "\n".join(lines)
