@@ -29,7 +29,7 @@ export function preparePanel(state, ondone, signal) {
     if (state.template) data.chat_template = state.template;
     try {
       const { job } = await post("data/prepare", { name: name.value.trim(), data });
-      const panel = jobPanel(job.id ?? job, { done: (done) => result(done.result), signal });
+      const panel = jobPanel(job.id ?? job, { done: (done) => result(done.result, state.tokenizer.kind), signal });
       put(holder, panel.element);
       start.disabled = true;
       await panel.finished;
@@ -50,20 +50,21 @@ function suggestName(path) {
   return last.replace(/\.[^.]*$/, "").replace(/[^\p{L}\p{N}_-]+/gu, "-").slice(0, 60);
 }
 
-function result(done = {}) {
-  const skipped = Object.entries(done.skipped ?? {}).filter(([, n]) => n);
+function result(done, tokenizer) {
+  if (!done) return empty(t("data.none"), t("data.none.why"));
+  const skipped = Object.entries({ ...done.skipped, ...done.cleaned }).filter(([, n]) => n);
   return h(
     "div",
     { class: "card ok" },
     h("h3", {}, t("data.ready", { tokens: count(done.tokens), documents: number(done.documents) })),
     h("p", { class: "small num" }, t("data.ready.detail", { vocab: number(done.vocab_size), bytes: number(done.bytes_per_token, 3) })),
     skipped.length > 0 && h("p", { class: "small" }, t("data.skipped"), " ", skipped.map(([why, n]) => `${why}: ${number(n)}`).join(", ")),
-    h("div", {}, h("a", { class: "button primary", id: "train-on-it", href: link("new", [], { data: done.folder, vocab_size: done.vocab_size }) }, t("data.train"))),
+    h("div", {}, h("a", { class: "button primary", id: "train-on-it", href: link("new", [], { data: done.folder, tokenizer, vocab_size: done.vocab_size }) }, t("data.train"))),
   );
 }
 
 /** The prepared data that is there. */
 export function preparedList(prepared) {
   if (!prepared.length) return empty(t("data.none"), t("data.none.why"));
-  return h("ul", { class: "prepared" }, prepared.map((data) => h("li", {}, h("div", {}, h("b", {}, data.name), h("p", { class: "faint num" }, [t("data.tokens", { n: count(data.tokens) }), t("data.documents", { n: number(data.documents) }), ago(data.created)].join(" · "))), h("a", { class: "button", href: link("new", [], { data: data.path, vocab_size: data.vocab_size }) }, t("data.train")))));
+  return h("ul", { class: "prepared" }, prepared.map((data) => h("li", {}, h("div", {}, h("b", {}, data.name), h("p", { class: "faint num" }, [t("data.tokens", { n: count(data.tokens) }), t("data.documents", { n: number(data.documents) }), ago(data.created)].join(" · "))), h("a", { class: "button", href: link("new", [], { data: data.path, tokenizer: data.tokenizer, vocab_size: data.vocab_size }) }, t("data.train")))));
 }

@@ -13,16 +13,18 @@ export function formFields(state, onchange) {
   const holder = h("div", { class: "stack wide" });
   const search = h("input", { type: "search", id: "field-search", placeholder: t("form.search"), "aria-label": t("form.search"), oninput: () => ((view.search = search.value.trim().toLowerCase()), draw()) });
   const level = segments([["basic", t("form.basic")], ["advanced", t("form.advanced")]], view.level, (value) => ((view.level = value), draw()), t("form.level"));
-  const set = (key, value) => {
-    const field = state.schema.fields.find((other) => other.key === key);
-    const { [key]: _, ...others } = state.values;
-    onchange(sameValue(value, presetValue(state, field)) ? others : { ...others, [key]: value });
+  const setAll = (changes) => {
+    const values = { ...state.values, ...changes };
+    for (const field of state.schema.fields) {
+      if (field.key in changes && sameValue(changes[field.key], presetValue(state, field))) delete values[field.key];
+    }
+    onchange(values);
   };
   function draw() {
     const shown = state.schema.fields.filter((field) => isShown(field, state, view));
     const groups = Map.groupBy(shown, (field) => field.group ?? "");
     for (const field of shown) {
-      if (!view.rows.has(field.key)) view.rows.set(field.key, fieldRow(field, set));
+      if (!view.rows.has(field.key)) view.rows.set(field.key, fieldRow(field, setAll));
       view.rows.get(field.key).show(currentValue(state, field), field.key in state.values, presetValue(state, field));
     }
     const sections = [...groups].map(([group, fields]) => h("fieldset", { class: "panel fields" }, h("legend", {}, translated(`group.${group || "top"}`, group)), fields.map((field) => view.rows.get(field.key).element)));
@@ -45,12 +47,10 @@ export function formFields(state, onchange) {
 
 /** Fields on their own, at their defaults; `onvalue(key, value)` for each change. */
 export function plainFields(fields, onvalue) {
-  const values = new Map();
   const rows = fields.map((field) => {
-    const row = fieldRow(field, (key, value) => {
-      values.set(key, value);
+    const row = fieldRow(field, ({ [field.key]: value }) => {
       row.show(value, !sameValue(value, field.default), field.default);
-      onvalue(key, value);
+      onvalue(field.key, value);
     });
     row.show(field.default, false, field.default);
     return row.element;
@@ -75,10 +75,11 @@ export function presetValue(state, field) {
 
 const currentValue = (state, field) => (field.key in state.values ? state.values[field.key] : presetValue(state, field));
 
-function fieldRow(field, set) {
+function fieldRow(field, setAll) {
+  const set = (value) => setAll({ [field.key]: value });
   const { title, help } = fieldWords(field);
   const id = uniqueId("field");
-  const control = controlOf(field, (value) => set(field.key, value));
+  const control = controlOf(field, set, setAll);
   control.focusable.id = id;
   control.focusable.dataset.key = field.key;
   control.focusable.setAttribute("aria-describedby", `${id}-help ${id}-problem`);
@@ -92,7 +93,7 @@ function fieldRow(field, set) {
     h("div", { class: "field-control" }, control.element, reset, problem),
   );
   let base = null;
-  reset.addEventListener("click", () => set(field.key, base));
+  reset.addEventListener("click", () => set(base));
   return {
     element,
     show(value, modified, preset) {
@@ -109,8 +110,8 @@ function fieldRow(field, set) {
   };
 }
 
-function controlOf(field, onvalue) {
-  if (field.key === "data.sources") return dataField(onvalue);
+function controlOf(field, onvalue, onvalues) {
+  if (field.key === "data.sources.0.path") return dataField(onvalue, onvalues);
   if (field.type === "bool") {
     const input = h("input", { type: "checkbox", onchange: () => onvalue(input.checked) });
     return { element: h("span", { class: "switch" }, input), focusable: input, show: (value) => (input.checked = value === true) };

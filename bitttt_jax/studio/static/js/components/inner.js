@@ -27,6 +27,7 @@ export function innerView(signal) {
     put(gain, points.step.length > 1 && sentence(points));
   }
   function add({ position, initial, current }) {
+    if (position <= points.step.at(-1)) clear(); // everything is read anew
     points.step.push(position);
     points.initial.push(initial);
     points.current.push(current);

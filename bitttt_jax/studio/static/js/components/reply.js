@@ -3,7 +3,7 @@
 import { stream } from "../api.js";
 import { duration, number } from "../format.js";
 import { t } from "../i18n.js";
-import { put } from "../dom.js";
+import { h, put } from "../dom.js";
 import { streamPath } from "./player.js";
 import { refusal } from "./problem.js";
 import { fact } from "./run_facts.js";
@@ -24,6 +24,7 @@ export async function runReply(own, path, text) {
       else if (event === "inner") inner.add(data);
       else if (event === "reading") put(status, t("play.reading", { done: number(data.done), total: number(data.total) }));
       else if (event === "done") showStats(own, data);
+      else if (event === "model") put(problem, h("p", { class: "note-box", role: "status" }, t("play.new_weights", { step: number(data.step) })));
       else if (event === "error") put(problem, refusal({ status: 500, ...data }));
     }
   } catch (error) {

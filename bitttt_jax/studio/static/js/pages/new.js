@@ -4,6 +4,7 @@
 import { get, post, segment } from "../api.js";
 import { button, choice, confirmDialog, labelled, toast } from "../components/basics.js";
 import { commandBox } from "../components/command.js";
+import { preparedValues } from "../components/data_field.js";
 import { estimatePanel } from "../components/estimate.js";
 import { formFields } from "../components/form.js";
 import { refusal, showRefusal } from "../components/problem.js";
@@ -39,8 +40,7 @@ async function startingPoint(query, shape) {
   }
   const changes = JSON.parse(query.changes ?? "{}");
   const values = { ...start.values, ...changes };
-  if (query.data) values["data.sources"] = query.data;
-  if (query.vocab_size) values["data.tokenizer.vocab_size"] = Number(query.vocab_size);
+  if (query.data) Object.assign(values, preparedValues({ path: query.data, tokenizer: query.tokenizer, vocab_size: Number(query.vocab_size) }));
   return { ...start, values, changed: Object.keys(changes) };
 }
 
