@@ -8,6 +8,7 @@ import { join } from "./series.js";
 import { colour, onTheme } from "./theme.js";
 
 const FONT = '12px Inter, system-ui, "Noto Sans CJK JP", sans-serif';
+const WHOLE = [1, 2, 5].flatMap((digit) => [...Array(9).keys()].map((power) => digit * 10 ** power)).sort((a, b) => a - b);
 const sync = uPlot.sync("steps");
 
 /**
@@ -91,7 +92,7 @@ function plotOptions(state, legend, options, width, height) {
       y: { distr: options.log ? 3 : 1, range: options.log ? undefined : (_, low, high) => yRange(options, low, high) },
     },
     axes: [
-      { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map((v) => (v === null ? "" : short(v))) },
+      { ...axis, size: 28, space: 70, incrs: WHOLE, values: (_, ticks) => ticks.map((v) => (v === null ? "" : short(v))) },
       { ...axis, size: 56, space: 32, values: (_, ticks) => ticks.map((v) => (v === null ? "" : (options.tick ?? options.format ?? number)(v))) },
     ],
     series: [{}, ...state.curves.map(seriesOptions)],

@@ -11,7 +11,7 @@ export async function loadLanguage(wanted = stored()) {
   language = wanted in LANGUAGES ? wanted : "en";
   [strings, fields] = await Promise.all([
     load(`../i18n/${language}.json`),
-    language === "en" ? {} : load(`../i18n/fields.${language}.json`),
+    load(`../i18n/fields.${language}.json`),
   ]);
   document.documentElement.lang = language;
 }

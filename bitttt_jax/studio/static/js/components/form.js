@@ -22,7 +22,9 @@ export function formFields(state, onchange) {
   };
   function draw() {
     const shown = state.schema.fields.filter((field) => isShown(field, state, view));
-    const groups = Map.groupBy(shown, (field) => field.group ?? "");
+    // Few fields are shown together, many by their sections.
+    const sectionOf = ({ group }) => (view.level === "basic" && !view.search ? group.split(".")[0] : group);
+    const groups = Map.groupBy(shown, sectionOf);
     for (const field of shown) {
       if (!view.rows.has(field.key)) view.rows.set(field.key, fieldRow(field, setAll));
       view.rows.get(field.key).show(currentValue(state, field), field.key in state.values, presetValue(state, field));

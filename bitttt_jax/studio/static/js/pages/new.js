@@ -16,6 +16,7 @@ import { go } from "../router.js";
 import { schema } from "../store.js";
 
 const CHECK_MS = 250;
+const FIRST = ["quickstart", "debug"]; // what trains on any computer stands before the others
 
 export async function drawNew(main, { query }, signal) {
   setTitle(t("nav.new"));
@@ -136,7 +137,8 @@ function changesCard(state) {
 }
 
 function drawPresets(holder, state, onchoose) {
-  const cards = state.schema.presets.map((preset) => {
+  const rank = ({ name }) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
+  const cards = [...state.schema.presets].sort((a, b) => rank(a) - rank(b)).map((preset) => {
     const input = h("input", { type: "radio", name: "preset", value: preset.name, checked: preset.name === state.preset, onchange: () => onchoose(preset.name) });
     return h("label", { class: "preset" }, input, h("b", {}, preset.name), h("span", { class: "faint" }, preset.summary));
   });
