@@ -14,7 +14,7 @@ const MOST = 4000; // mini-batches drawn
 /** The drawing; `add({position, initial, current})` per mini-batch. */
 export function innerView(signal) {
   let points = { step: [], initial: [], current: [] };
-  const plot = chart({ title: t("inner.title"), hint: t("inner.hint"), height: 200, sync: false, class: "inner", waiting: t("inner.waiting"), xLabel: t("inner.position") }, signal);
+  const plot = chart({ title: t("inner.title"), hint: t("inner.hint"), height: 170, sync: false, class: "inner", waiting: t("inner.waiting"), xLabel: t("inner.position") }, signal);
   const gain = h("p", { class: "gain num", role: "status" });
   const element = h("section", { class: "panel inner-panel", "aria-label": t("inner.title") }, plot.element, gain);
   function draw() {

@@ -108,7 +108,8 @@ async function loadModel(own) {
 function describe(own, description) {
   const { pane, status, learn, learnRow, modeNote } = own;
   const newer = pane.player.newer_step;
-  put(status, [description.description, description.step !== null && description.step !== undefined && t("play.step_n", { step: number(description.step) }), newer && t("play.newer", { step: number(newer) })].filter(Boolean).join(" · "));
+  const step = pane.player.step;
+  put(status, [description.name, step !== null && step !== undefined && t("play.step_n", { step: number(step) }), newer && t("play.newer", { step: number(newer) })].filter(Boolean).join(" · "));
   learn.disabled = !description.uses_ttt;
   learnRow.hidden = !description.uses_ttt;
   own.inner.element.hidden = !description.uses_ttt;

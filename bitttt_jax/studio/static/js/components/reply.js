@@ -8,6 +8,8 @@ import { streamPath } from "./player.js";
 import { refusal } from "./problem.js";
 import { fact } from "./run_facts.js";
 
+const WARMING_MS = 2000;
+
 /** Writes to a stream, or lets it read a text, and shows what comes. */
 export async function runReply(own, path, text) {
   const { pane, settings, problem, transcript, inner, status, signal } = own;
@@ -18,8 +20,13 @@ export async function runReply(own, path, text) {
   const reply = reading ? null : transcript.add("assistant", "");
   reply?.wait(true);
   const before = status.textContent;
+  const started = Date.now();
+  let last = started;
+  // The first reply of a kind is compiled first, which says nothing by itself.
+  const timer = setInterval(() => Date.now() - last > WARMING_MS && put(status, t("play.warming", { n: Math.round((Date.now() - started) / 1000) })), 1000);
   try {
     for await (const [event, data] of stream(`${streamPath(pane)}/${path}`, body, { signal })) {
+      last = Date.now();
       if (event === "piece") reply?.append(data.text);
       else if (event === "inner") inner.add(data);
       else if (event === "reading") put(status, t("play.reading", { done: number(data.done), total: number(data.total) }));
@@ -30,6 +37,7 @@ export async function runReply(own, path, text) {
   } catch (error) {
     if (error.name !== "AbortError") put(problem, refusal(error));
   } finally {
+    clearInterval(timer);
     reply?.wait(false);
     put(status, before);
   }

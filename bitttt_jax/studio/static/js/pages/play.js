@@ -65,7 +65,7 @@ function composer(state, settings) {
     const reading = value === "read";
     send.hidden = reading;
     read.hidden = example.hidden = !reading;
-    area.rows = reading ? 6 : 2;
+    area.rows = reading ? 4 : 2;
     area.placeholder = t(reading ? "play.read_hint" : "play.prompt_hint");
     put(words, t(reading ? "play.read_why" : "play.write_why"));
   }, t("play.do"));
