@@ -1,4 +1,4 @@
-// Elements without innerHTML: text from models, logs and names can only ever become text nodes.
+// Elements are never made from HTML: text from models, logs and names can only ever become text nodes.
 
 const SVG = "http://www.w3.org/2000/svg";
 const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "indeterminate", "open", "selected", "readOnly", "multiple"]);
