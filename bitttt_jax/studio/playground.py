@@ -20,7 +20,7 @@ from bitttt_jax.studio.cards import job_card
 from bitttt_jax.studio.errors import RequestError, error_body
 from bitttt_jax.studio.loopback import Answer, ChildError
 from bitttt_jax.studio.models import find_model
-from bitttt_jax.studio.players import Player, Players, close_orphans
+from bitttt_jax.studio.players import Player, Players
 from bitttt_jax.studio.processes import job_state
 from bitttt_jax.studio.routing import ApiRoute, Created, get, post
 
@@ -147,7 +147,6 @@ async def _words_at_the_end(answer: Answer) -> AsyncIterator[bytes]:
 
 def routes(studio: Studio) -> list[BaseRoute]:
     """`play` and below."""
-    close_orphans(studio.jobs)
     players = Players(studio.jobs)
     studio.on_shutdown.append(players.close_all)
 

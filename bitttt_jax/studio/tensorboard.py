@@ -95,6 +95,7 @@ class Boards:
             f"TensorBoard: {', '.join(ids)}"[:200],
             [*flags, "--reload_multifile=true"],
             module="tensorboard.main",
+            tied=True,
         )
         self._boards[folder] = (job, port)
         await self._wait(job, port)

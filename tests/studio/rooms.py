@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import dataclasses
+import functools
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +19,7 @@ from typing import Any
 import uvicorn
 from starlette.testclient import TestClient
 
+from bitttt_jax import train
 from bitttt_jax.studio.app import Studio, make_app
 from bitttt_jax.studio.security import Policy
 
@@ -97,3 +102,46 @@ def wait_until(condition: Callable[[], Any], seconds: float = _DEADLINE_SECONDS)
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.02)
     return found
+
+
+_TINY = {
+    "steps": 4,
+    "data.validation_fraction": 0.4,
+    "data.seq_len": 32,
+    "model.dim": 16,
+    "model.mlp_dim": 32,
+    "model.num_layers": 1,
+    "model.mixers": "ttt_linear",
+    "model.compute_dtype": "float32",
+    "model.ttt.mini_batch": 8,
+    "optim.warmup_steps": 1,
+    "checkpoint.every_steps": 2,
+    "eval.every_steps": 0,
+    "eval.sample_prompt": "",
+    "log.every_steps": 1,
+    "log.health_every_steps": 0,
+}
+
+
+@functools.cache
+def tiny_run() -> Path:
+    """A run that was trained for a few steps, with checkpoints of steps 2 and 4; not to be changed.
+
+    It is removed when the tests end.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="bitttt-tests-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / "text").mkdir()
+    for n in range(30):
+        (folder / "text" / f"{n:02}.txt").write_text(
+            f"{n}: " + "def return naïve 日本語\n" * n + "x"
+        )
+    values = _TINY | {"data.sources": folder / "text"}
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    assert train.main(["--config=debug", f"--workdir={folder / 'run'}", *flags]) == 0
+    return folder / "run"
+
+
+def with_run(studio: Studio, name: str = "tiny") -> Path:
+    """Puts a copy of the tiny run among a studio's runs."""
+    return shutil.copytree(tiny_run(), studio.runs / name)
