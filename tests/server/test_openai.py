@@ -136,7 +136,9 @@ def test_seeds(client: openai.OpenAI):
 def test_log_probabilities_of_completions(client: openai.OpenAI, stream: bool):
     found = complete(client, logprobs=3, stream=stream)
     alone = expected(logprobs=3)
-    parts = [chunk.choices[0].logprobs for chunk in found] if stream else [found.choices[0].logprobs]
+    parts = (
+        [chunk.choices[0].logprobs for chunk in found] if stream else [found.choices[0].logprobs]
+    )
     join = lambda name: [x for part in parts if part for x in getattr(part, name)]
     np_close = lambda a, b: all(math.isclose(x, y, rel_tol=1e-4) for x, y in zip(a, b, strict=True))
     assert np_close(join("token_logprobs"), [found.logprob for found in alone.logprobs])
