@@ -57,6 +57,7 @@ async def describe(players: Players, player: Player) -> dict[str, Any]:
         "kind": player.model.kind,
         "step": step,
         "newer_step": newest if newest != step else None,
+        "pinned": player.step is not None,
         "device": player.device,
         "state": state,
         "card": await asyncio.to_thread(job_card, player.job, ended),

@@ -122,6 +122,7 @@ def test_a_player_says_what_it_runs(client: httpx.Client, player: str, studio: S
     found = look(client, player)
     assert (found["model"], found["kind"], found["step"]) == ("tiny", "run", 4)
     assert (found["device"], found["newer_step"], found["card"]) == ("cpu", None, None)
+    assert found["pinned"] is False
     assert found["description"]["uses_ttt"] is True
 
 
@@ -154,7 +155,7 @@ def test_text_comes_with_what_is_learned_from_it(client: httpx.Client, player: s
 
 
 def test_two_side_by_side(client: httpx.Client, player: str, older: str):
-    assert look(client, older)["step"] == 2
+    assert (look(client, older)["step"], look(client, older)["pinned"]) == (2, True)
     texts = [write(client, one, new_stream(client, one), "def x") for one in (player, older)]
     assert all(found[-1][0] == "done" for found in texts)
 
