@@ -29,7 +29,8 @@ from typing import Any
 COMMAND_SECONDS, START_SECONDS, RUN_SECONDS, STOP_SECONDS = 600, 120, 300, 60
 TEXT = "It was a dark and stormy night; the rain fell in torrents. " * 20
 TINY = (
-    "--config=debug", "--config.steps=6", "--config.data.sources=texts",
+    "--config=debug", "--config.steps=6", "--config.optim.warmup_steps=2",
+    "--config.data.sources=texts",
     "--config.log.every_steps=2",
     "--config.checkpoint.every_steps=3", "--config.eval.every_steps=3", "--config.eval.batches=1",
 )  # fmt: skip
