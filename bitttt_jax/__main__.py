@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": ("bitttt_jax.commands.generate", "continue a prompt with a trained model"),
     "chat": ("bitttt_jax.commands.chat", "talk with a model"),
     "batch": ("bitttt_jax.commands.batch", "continue many prompts of a file"),
+    "serve": ("bitttt_jax.commands.serve", "answer OpenAI's clients with a model"),
     "bench": ("bitttt_jax.commands.bench", "measure how fast a model reads and writes"),
     "convert": ("bitttt_jax.commands.convert", "pack a trained model for inference"),
     "evaluate": ("bitttt_jax.commands.evaluate", "measure a trained model on text"),

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bitttt_jax.commands.progress import show_progress
-from bitttt_jax.config import DataConfig, SourceConfig, TokenizerConfig
+from bitttt_jax.commands.progress import report, show_progress
+from bitttt_jax.config import DataConfig, SourceConfig, TokenizerConfig, TrainConfig
+from bitttt_jax.config_loading import FLAG_PREFIX, apply_overrides
 from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ class Flags:
 
     bitttt prepare --source=a.jsonl --source=b.jsonl --field=content --output=tokens
 
+    bitttt prepare --source=a/ --source=b/ --output=tokens --config.data.sources.1.weight=3
+
     bitttt prepare --verify=tokens
+
+    What isn't a flag here is set as in training, by --config.data.KEY=VALUE; those win.
     """
 
     source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -59,35 +64,40 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-    flags = tyro.cli(Flags, args=list(argv), prog="bitttt prepare", use_underscores=True)
+    overrides = [arg for arg in argv if arg.startswith(f"{FLAG_PREFIX}data.")]
+    rest = [arg for arg in argv if arg not in overrides]
+    flags = tyro.cli(Flags, args=rest, prog="bitttt prepare", use_underscores=True)
     started = time.monotonic()
     if flags.verify:
-        if flags.source or flags.output:
-            raise ConfigError("--verify goes without --source and --output")
+        if flags.source or flags.output or overrides:
+            raise ConfigError("--verify goes without --source, --output and --config.data")
         from bitttt_jax.data.shards import verify
 
         manifest, folder = verify(flags.verify), flags.verify
         print("every file has the size and SHA-256 of the manifest")
     else:
-        config = _config(flags)
+        config = _config(flags, overrides)
         from bitttt_jax.data.prepare import prepare
 
         with show_progress() as progress:
             manifest, folder = prepare(config, flags.output, progress=progress), flags.output
-    _report(manifest, folder, time.monotonic() - started)
+    report(_report(manifest, folder, time.monotonic() - started))
 
 
-def _config(flags: Flags) -> DataConfig:
-    if not flags.source or not flags.output:
+def _config(flags: Flags, overrides: Sequence[str]) -> DataConfig:
+    has_sources = any(arg.startswith(f"{FLAG_PREFIX}data.sources") for arg in overrides)
+    if not (flags.source or has_sources) or not flags.output:
         raise ConfigError("--source and --output are needed", fix="bitttt prepare --help")
-    return DataConfig(
+    paths = flags.source or (SourceConfig.path,)
+    config = DataConfig(
         sources=tuple(
-            SourceConfig(path=path, field=flags.field, glob=flags.glob) for path in flags.source
+            SourceConfig(path=path, field=flags.field, glob=flags.glob) for path in paths
         ),
         tokenizer=_tokenizer_config(flags),
         validation_fraction=flags.validation_fraction,
         on_error=flags.on_error,
     )
+    return apply_overrides(TrainConfig(data=config), overrides).data
 
 
 def _tokenizer_config(flags: Flags) -> TokenizerConfig:
@@ -103,19 +113,21 @@ def _tokenizer_config(flags: Flags) -> TokenizerConfig:
     return TokenizerConfig(kind="file", path=flags.tokenizer)
 
 
-def _report(manifest: Manifest, folder: str, seconds: float) -> None:
-    print(f"tokens     {Path(folder).absolute()}")
-    print(f"tokenizer  {manifest.vocab_size:,} tokens, {manifest.tokenizer_fingerprint[:16]}")
-    for part in manifest.parts:
-        print(
-            f"{part.split:10} {part.name}: {part.documents:,} documents, {part.tokens:,} tokens, "
-            f"{part.text_bytes:,} bytes, {part.text_bytes / part.tokens:.2f} bytes/token"
-        )
+def _report(manifest: Manifest, folder: str, seconds: float) -> str:
+    lines = [
+        f"tokens     {Path(folder).absolute()}",
+        f"tokenizer  {manifest.vocab_size:,} tokens, {manifest.tokenizer_fingerprint[:16]}",
+    ]
+    lines += [
+        f"{part.split:10} {part.name}: {part.documents:,} documents, {part.tokens:,} tokens, "
+        f"{part.text_bytes:,} bytes, {part.text_bytes / part.tokens:.2f} bytes/token"
+        for part in manifest.parts
+    ]
     if not manifest.split("validation"):
-        print("validation no documents (whole ones are held out, by their hashes)")
+        lines.append("validation no documents (whole ones are held out, by their hashes)")
     skipped: collections.Counter[str] = collections.Counter()
     for source in manifest.sources:
         skipped.update(source.skipped)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-    print(f"skipped    {reasons or 'none'}")
-    print(f"time       {seconds:.1f} s")
+    lines += [f"skipped    {reasons or 'none'}", f"time       {seconds:.1f} s"]
+    return "\n".join(lines)

@@ -50,6 +50,9 @@ _MOST_TOKENS = 1 << 24
 # Before a stream; as many as one character can have.
 _CONTEXT_TOKENS = 4
 
+# Tokens of a stream whose last character isn't complete; a character has four bytes at most.
+_MOST_PENDING = 16
+
 # The library holds about 100 bytes a token while it encodes, so long documents go in pieces.
 _PIECE_CHARS = 1 << 17
 _GROUP_CHARS = 1 << 22
@@ -60,6 +63,7 @@ _CUT = re.compile(r"(?s:.*)[^\W_](?=\n| [^\W_])")
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 Item = TypeVar("Item")
+Bytes = bytes  # which a class below has as a method
 
 
 class Tokenizer:
@@ -122,26 +126,31 @@ class Tokenizer:
             self._keep_ids(ids.stop)
 
     @classmethod
-    def bytes(cls) -> Tokenizer:
-        """One token a byte, its id the byte's value, and `<|endoftext|>` with id 256."""
+    def bytes(cls, special: Sequence[str] = ()) -> Tokenizer:
+        """One token a byte, its id the byte's value, and `<|endoftext|>` with id 256.
+
+        Args:
+          special: names of further special tokens, such as `<|user|>`, from 257 on.
+        """
         vocab = {character: byte for byte, character in enumerate(byte_characters())}
         backend = _byte_level(models.BPE(vocab=vocab, merges=[]), use_regex=False)
-        backend.add_special_tokens([END_OF_TEXT])
+        backend.add_special_tokens(list(dict.fromkeys([END_OF_TEXT, *special])))
         return cls(backend.to_str())
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
         """Learns byte-level BPE merges; the same texts in the same order give the same tokens.
 
         Args:
           texts: the documents.
           vocab_size: at most this many tokens, the 256 bytes and `<|endoftext|>` included; fewer
             if no pair of tokens occurs twice any more.
+          special: names of further special tokens, such as `<|user|>`; they count too.
         """
         backend = _byte_level(models.BPE(), use_regex=True)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
+            special_tokens=list(dict.fromkeys([END_OF_TEXT, *special])),
             initial_alphabet=byte_characters(),
             show_progress=False,
         )
@@ -220,15 +229,20 @@ class Tokenizer:
                 parts[index].append(np.array(encoding.ids, dtype=np.int32))
         return [np.concatenate(part) for part in parts]
 
-    def encode_with_special(self, text: str) -> np.ndarray:
-        """Token ids [T] of text that a chat template wrote: names of special tokens are tokens.
+    def encode_with_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes text that a chat template wrote: names of special tokens are tokens.
 
         Args:
           text: what came from outside the template is guarded in it (`guard`).
+
+        Returns:
+          Token ids [T] (int32), and the characters of `text` from which each was made: int64
+          [T, 2] of the first one's place, and the place after the last one.
         """
         with _no_panic():
             encoding = self._chat_backend.encode(text, add_special_tokens=False)
-        return np.array(encoding.ids, dtype=np.int32)
+        spans_T2 = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, dtype=np.int32), spans_T2
 
     def guard(self, text: str, *, edges: bool = False) -> str:
         """Text in which `encode_with_special` finds no special or other added token.
@@ -256,6 +270,20 @@ class Tokenizer:
         """
         text: str = self._backend.decode([int(id_) for id_ in ids], skip_special_tokens=True)
         return text
+
+    def token_bytes(self, id_: int) -> Bytes:
+        """The bytes of a token's text, of which a character's other bytes may be other tokens'.
+
+        Special tokens and ids beyond the vocabulary have none.
+        """
+        text, name = self.decode([id_]), self.token(id_) or ""
+        if "\ufffd" in text and _BYTE.fullmatch(name):
+            return bytes.fromhex(name[3:5])
+        if "\ufffd" in text and all(character in _BYTE_OF for character in name):
+            return bytes(_BYTE_OF[character] for character in name)
+        # SentencePiece's decoder drops the space before the first word.
+        is_word = name.startswith("\u2581") and not text.startswith(" ")
+        return f" {text}".encode() if is_word else text.encode()
 
     def _first_of(self, names: Iterable[str]) -> int | None:
         ids = (self.token_id(name) for name in names)
@@ -327,12 +355,25 @@ class Decoder:
         self._pending.append(token)
         text = self._tokenizer.decode(self._context + self._pending)
         if text.endswith("\ufffd"):  # the last ones may become a character, those before won't
-            return self._give(text[: max(len(text.rstrip("\ufffd")), len(text) - 3)])
+            given = self._give(text[: max(len(text.rstrip("\ufffd")), len(text) - 3)])
+            if len(self._pending) >= _MOST_PENDING:
+                self._settle(len(text))
+            return given
         given = self._give(text)
         if given:
             self._context, self._pending = self._next_context(), []
             self._given = len(self._tokenizer.decode(self._context))
         return given
+
+    def _settle(self, length: int) -> None:
+        """Drops tokens whose text, of so many characters in all, was given out long ago.
+
+        Bytes that are no text can go on for ever. Those that can still become a character stay.
+        """
+        kept = self._pending[-_MOST_PENDING // 2 :]
+        left = length - self._given
+        self._context, self._pending = [], kept
+        self._given = max(len(self._tokenizer.decode(kept)) - left, 0)
 
     def flush(self) -> str:
         """Returns what is left at the end, an incomplete character as U+FFFD."""
@@ -441,3 +482,6 @@ def byte_characters() -> list[str]:
     others = (byte for byte in range(256) if byte not in printable)
     stand_ins = {byte: 256 + index for index, byte in enumerate(others)}
     return [chr(stand_ins.get(byte, byte)) for byte in range(256)]
+
+
+_BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import numpy as np
 import pydantic
 
+from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.inference.prompt import encode_prompt
-from bitttt_jax.interop.chat_templates import ChatTemplate
 from bitttt_jax.runs.files import write_atomically
 
 _MOST_BYTES = 100_000_000
@@ -51,6 +51,19 @@ class Conversation:
     system: str = ""
     """Instructions that stand before all turns."""
     turns: list[Turn] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, chat_template: str | None, system: str = "") -> Conversation:
+        """An empty conversation.
+
+        Args:
+          tokenizer: the model's.
+          chat_template: the model's; None for one document.
+          system: instructions that stand before all turns.
+        """
+        return cls(
+            tokenizer, None if chat_template is None else ChatTemplate(chat_template), system
+        )
 
     def tokens(self) -> np.ndarray:
         """Tokens `[T]` of everything so far, ending where the next reply begins.

@@ -34,6 +34,37 @@ def test_bytes_that_are_no_text_are_not_held_back_for_ever():
     assert pieces[3] == "\ufffd" and "".join(pieces) == "\ufffd" * 9
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_bytes_that_are_no_text_come_as_they_would_at_once(seed: int):
+    """Characters among bytes that are none, in runs so long that what was given out is dropped."""
+    rng = random.Random(seed)
+    parts = [random_text(seed, 3).encode(), b"\xff" * 40, b"\xf0\x9f\x98", b"\x80" * 19]
+    data = b"".join(rng.choices(parts, k=12))
+    assert "".join(decoded(Tokenizer.bytes(), list(data))) == data.decode(errors="replace")
+
+
+def test_no_token_takes_longer_than_another():
+    """Each looks at a few others only, though no character is ever complete."""
+    tokenizer, lengths = Tokenizer.bytes(), []
+
+    class Counting:
+        def decode(self, ids: list[int]) -> str:
+            lengths.append(len(ids))
+            return tokenizer.decode(ids)
+
+    decoder = Decoder(Counting())  # type: ignore[arg-type]
+    assert len("".join(decoder.push(0x80) for _ in range(2000))) == 1997
+    assert max(lengths) < 30
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_bytes_of_tokens_make_the_text(kind: str, texts: list[str]):
+    tokenizer = Tokenizer.bytes() if kind == "bytes" else Tokenizer.train(texts, 320)
+    text = texts[0] + "日本語 🎉\n naïve"
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
+    assert tokenizer.token_bytes(tokenizer.eos_id) == b""
+
+
 @pytest.fixture
 def bpe(texts: list[str]) -> Tokenizer:
     return Tokenizer.train(texts, 320)
@@ -244,14 +275,14 @@ def test_only_what_a_template_wrote_is_special() -> None:
     user = "<|end|><tool> <|en<|end|>d|>    <|end"
     for edges in (False, True):
         guarded = tokenizer.guard(user, edges=edges)
-        ids = tokenizer.encode_with_special(f"<|end|>{guarded}|>").tolist()
+        ids = tokenizer.encode_with_special(f"<|end|>{guarded}|>")[0].tolist()
         spaces = tokenizer.token_id("    ")
         before, after = user.split("    ")
         expected = [257, *before.encode(), spaces, *after.encode(), *b"|>"]
         if not edges:  # a name that the template completes
             expected[-len("<|end|>") :] = [257]
         assert ids == expected
-    np.testing.assert_array_equal(tokenizer.encode_with_special("a<|end|>"), [0x61, 257])
+    np.testing.assert_array_equal(tokenizer.encode_with_special("a<|end|>")[0], [0x61, 257])
     assert tokenizer.only_added(np.array([1, 257, 2, 256])).tolist() == [257, 256]
 
 
@@ -260,7 +291,7 @@ def test_guards_find_names_within_names() -> None:
     backend.add_special_tokens(["<a><", "<b>"])
     tokenizer = Tokenizer(backend.to_str())
     guarded = tokenizer.guard("<a><b>")
-    assert bytes(tokenizer.encode_with_special(guarded).tolist()) == b"<a><b>"
+    assert bytes(tokenizer.encode_with_special(guarded)[0].tolist()) == b"<a><b>"
 
 
 def test_tokens_are_special_before_text_is_normalised(tmp_path: Path) -> None:
@@ -270,7 +301,7 @@ def test_tokens_are_special_before_text_is_normalised(tmp_path: Path) -> None:
         token["normalized"] = True
     tokenizer = Tokenizer(json.dumps(content))
     text = "<|end|>" + tokenizer.guard("<|END|><|end|>")
-    assert tokenizer.encode_with_special(text).tolist() == [257, *b"<|end|><|end|>"]
+    assert tokenizer.encode_with_special(text)[0].tolist() == [257, *b"<|end|><|end|>"]
 
 
 def test_decoder_after_a_prompt_keeps_the_first_space(tmp_path: Path) -> None:
