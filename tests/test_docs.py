@@ -167,6 +167,9 @@ def parse_command(argv: Sequence[str]) -> None:
             parse_launch(args)
         case ["python", "docs/make_screenshots.py", *args]:
             screenshots().parse_flags(args)
+        case ["python", "release/check.py", wheel, *args]:
+            assert wheel == "dist/*.whl"
+            assert all(re.fullmatch(r"--python=python3\.\d+", arg) for arg in args)
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         case ["tensorboard", logdir]:
