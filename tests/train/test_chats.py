@@ -49,10 +49,12 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, capsys: Captured, model: Path) -> list[str]:
-    """The model's replies to all questions, as turns of one chat each."""
+def ask(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, model: Path, *questions: str
+) -> list[str]:
+    """The model's replies, in a chat for each question."""
     replies = []
-    for question in ANSWERS:
+    for question in questions:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(question.encode())))
         flags = [f"--model={model}", "--temperature=0", "--max_tokens=40"]
         assert chat.main(flags) == ExitCode.OK
@@ -62,7 +64,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: Captured, model: Path) -> list[
 
 @pytest.mark.slow
 def test_it_answers(taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    assert ask(monkeypatch, capsys, taught) == list(ANSWERS.values())
+    assert ask(monkeypatch, capsys, taught, *ANSWERS) == list(ANSWERS.values())
 
 
 @pytest.mark.slow
@@ -76,7 +78,8 @@ def test_the_template_goes_with_the_model(
     capsys.readouterr()
     for name in ("packed", "hf"):
         assert bitttt_jax.load(tmp_path / name).chat_template == ROLES
-        assert ask(monkeypatch, capsys, tmp_path / name) == list(ANSWERS.values())
+        question, reply = next(iter(ANSWERS.items()))
+        assert ask(monkeypatch, capsys, tmp_path / name, question) == [reply]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from bitttt_jax.models import transformer
 from bitttt_jax.models.parameters import flatten
 from bitttt_jax.training.optimizer import has_weight_decay
 from bitttt_jax.training.step import TrainState, init_state, loss_sums, train_step
-from tests.training.samples import BATCH, LENGTH, make_batch, make_config
+from tests.training.samples import BATCH, LENGTH, make_batch, make_config, masked
 
 # Compilation is what takes time here, so most tests share this one.
 PLAIN = make_config(steps=100, optim={"warmup_steps": 4, "schedule": "wsd"})
@@ -186,14 +186,6 @@ def test_quantisation_fades_in():
 
 
 # --- predictions that don't count -------------------------------------------------------------
-
-
-def masked(batch: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """The batch with spans of its targets left out, and a row of which none counts."""
-    rng = np.random.default_rng(seed)
-    counts_BT = np.repeat(rng.integers(0, 2, (BATCH, LENGTH // 4)), 4, axis=1).astype(bool)
-    counts_BT[2] = False
-    return batch | {"targets_BT": np.where(counts_BT, batch["targets_BT"], -1).astype(np.int32)}
 
 
 def test_the_loss_is_the_mean_over_predictions_that_count():
