@@ -40,7 +40,7 @@ def train(config: TrainConfig, axes: tuple[int, int, int]) -> tuple[np.ndarray, 
     results = []
     for seed in range(STEPS):
         # In some, rows and devices differ in how many of their predictions count.
-        batch = masked(make_batch(seed), seed) if seed % 2 else make_batch(seed)
+        batch = masked(make_batch(seed), seed) if seed % 3 == 1 else make_batch(seed)
         state, metrics = steps.train_step(state, steps.train_feed.to_devices(batch))
         results.append((float(metrics.loss), float(metrics.grad_norm)))
     sums = steps.eval_step(state.params, steps.eval_feed.to_devices(masked(make_batch(99), 99)))
