@@ -4,7 +4,7 @@
 import { post } from "../api.js";
 import { debounce, h, put } from "../dom.js";
 import { bytes, number } from "../format.js";
-import { t } from "../i18n.js";
+import { t, translated } from "../i18n.js";
 import { choice, labelled } from "./basics.js";
 import { empty } from "./run_facts.js";
 import { refusal } from "./problem.js";
@@ -41,28 +41,25 @@ function draw(holder, answer, state, look) {
   put(holder, total, wrong, messages.length > 0 && conversations(messages, state, look), documents.length > 0 && !messages.length && documents.map(documentView));
 }
 
-function documentView(document) {
-  const { origin, characters, text, removed } = document;
+// A document as the model will read it, with what cleaning has done to it.
+function documentView({ origin, characters, text, after, changes = [], removed }) {
+  const before = changes.length > 0 && h("details", {}, h("summary", {}, t("preview.before")), h("pre", { class: "before" }, text));
+  const words = removed ? [t("preview.left_out", { why: removed })] : changes.map((change) => translated(`preview.change.${change}`, change));
   return h(
     "article",
-    { class: `document ${removed === true ? "dropped" : ""}` },
-    h("header", { class: "row apart small" }, h("code", { class: "wrap" }, origin), h("span", { class: "faint num" }, t("preview.characters", { n: number(characters) }))),
-    h("pre", { tabindex: 0 }, text),
-    removedNote(removed),
+    { class: `document ${removed ? "dropped" : ""}` },
+    h("header", { class: "row apart small" }, h("code", { class: "wrap", title: origin }, short(origin)), h("span", { class: "faint num" }, t("preview.characters", { n: number(characters) }))),
+    h("pre", { tabindex: 0 }, removed ? text : (after ?? text)),
+    words.length > 0 && h("div", { class: "removed small" }, h("b", {}, t("preview.removed")), " ", words.join(", "), before),
   );
 }
 
-// What cleaning does to a document: it may be left out, or parts of it be changed.
-function removedNote(removed) {
-  if (!removed || (Array.isArray(removed) && !removed.length)) return null;
-  const words = removed === true ? [t("preview.left_out")] : Array.isArray(removed) ? removed : [removed];
-  return h("div", { class: "removed small" }, h("b", {}, t("preview.removed")), " ", words.map((word) => h("del", {}, typeof word === "object" ? JSON.stringify(word) : word)));
-}
+const short = (origin) => origin.split("/").slice(-2).join("/");
 
 function conversations(messages, state, look) {
   const template = choice(TEMPLATES.map((name) => [name, t(`template.${name || "none"}`)]), state.template, (value) => ((state.template = value), look()), { id: "chat-template" });
   const views = messages.map(({ origin, segments }) =>
-    h("article", { class: "document" }, h("header", { class: "small" }, h("code", { class: "wrap" }, origin)), h("pre", { class: "conversation", tabindex: 0 }, segments.map(({ text, role, learned }) => h("span", { class: learned ? "learned" : "read-only", title: t(learned ? "template.learned" : "template.read", { role: role ?? "" }) }, text)))),
+    h("article", { class: "document" }, h("header", { class: "small" }, h("code", { class: "wrap", title: origin }, short(origin))), h("pre", { class: "conversation", tabindex: 0 }, segments.map(({ text, role, learned }) => h("span", { class: learned ? "learned" : "read-only", title: t(learned ? "template.learned" : "template.read", { role: role ?? "" }) }, text)))),
   );
   const legend = h("p", { class: "small row" }, h("span", { class: "learned sample" }, t("template.learned_short")), h("span", { class: "read-only sample" }, t("template.read_short")));
   return h("section", { class: "stack" }, labelled(t("template.title"), template, t("template.why")), legend, views);
