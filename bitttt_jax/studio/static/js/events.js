@@ -1,13 +1,17 @@
-// One stream of server events for the whole page. It is closed while nobody looks: browsers allow
-// about six connections to a server, so that many open tabs would otherwise stop each other.
+// One stream of server events for the whole page. Browsers allow about six connections to a server,
+// so that many open tabs would stop each other: the stream is closed while nobody looks, and at most
+// a few windows have one at a time. The others ask now and then.
 
 const POLL_MS = 2000;
+const STREAMS = 3;
 const GIVE_UP_AFTER = 4; // failed connections in a row, then polling
 const TYPES = ["runs", "run", "metrics", "log", "system", "job"];
 
 const target = new EventTarget();
 const watched = new Map(); // run id → how many watch it
 let source = null;
+let release = null; // gives this window's slot for a stream back
+let opening = false;
 let lastId = "";
 let failures = 0;
 let polling = 0;
@@ -54,8 +58,17 @@ function address(path) {
   return `api/${path}${query.size ? `?${query}` : ""}`;
 }
 
-function open() {
-  if (source || polling || document.hidden) return;
+async function open() {
+  if (release || polling || opening || document.hidden) return;
+  opening = true;
+  release = await takeSlot();
+  opening = false;
+  if (document.hidden) close();
+  else if (release) listen();
+  else poll();
+}
+
+function listen() {
   source = new EventSource(address("events"));
   source.onopen = () => {
     failures = 0;
@@ -83,11 +96,27 @@ function open() {
 function close() {
   source?.close();
   source = null;
+  release?.();
+  release = null;
   clearTimeout(polling);
   polling = 0;
 }
 
+// Resolves with a function that gives the slot back, or with null if all are taken.
+async function takeSlot() {
+  if (!navigator.locks) return () => {}; // only there on safe origins
+  for (let slot = 0; slot < STREAMS; slot += 1) {
+    const given = await new Promise((resolve) => {
+      const hold = (lock) => (lock ? new Promise((done) => resolve(done)) : resolve(null));
+      navigator.locks.request(`bitttt.stream.${slot}`, { ifAvailable: true }, hold);
+    });
+    if (given) return given;
+  }
+  return null;
+}
+
 async function poll() {
+  polling = -1; // being asked for
   try {
     const answer = await fetch(address("poll"));
     if (!answer.ok) throw new Error(answer.statusText);
@@ -101,7 +130,15 @@ async function poll() {
   } catch {
     tell("connection", { online: false });
   }
-  if (!document.hidden && !source) polling = setTimeout(poll, POLL_MS);
+  if (document.hidden) polling = 0;
+  else polling = setTimeout(again, POLL_MS);
+}
+
+// A slot may have become free; where streams don't get through, there is nothing but asking.
+function again() {
+  polling = 0;
+  if (failures >= GIVE_UP_AFTER) poll();
+  else open();
 }
 
 function tell(type, detail) {

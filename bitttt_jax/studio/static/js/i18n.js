@@ -34,7 +34,10 @@ export async function setLanguage(wanted) {
 /** The string of a key; {name} stands for a value. */
 export function t(key, values = {}) {
   const text = strings[key];
-  if (text === undefined) return key;
+  if (text === undefined) {
+    console.error(`no words for ${key}`);
+    return key;
+  }
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
 

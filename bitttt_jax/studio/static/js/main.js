@@ -37,9 +37,9 @@ async function show() {
 }
 
 async function go() {
-  await show();
   main.focus({ preventScroll: true });
   scrollTo(0, 0);
+  await show();
 }
 
 function showConnection() {

@@ -73,14 +73,15 @@ function layout(state, signal) {
     if (action.changes) changed({ ...state.values, ...action.changes });
     else if (action.action === "open_data") go("data");
   }
-  // Checks may overtake each other: only the answer to the last one counts.
+  // Checks may overtake each other and what is being typed: old answers don't count.
   let latest = 0;
   async function check(body = { preset: state.preset, values: state.values }) {
     latest += 1;
     const mine = latest;
+    const asked = state.values;
     try {
       const answer = await post("form/check", body, { signal });
-      if (mine !== latest) return;
+      if (mine !== latest || (asked !== state.values && body.command === undefined)) return;
       if (body.command !== undefined && answer.preset === undefined) return void showProblems(answer);
       Object.assign(state, { checked: answer, preset: answer.preset ?? state.preset, values: answer.values ?? state.values });
       showProblems(answer);
