@@ -46,8 +46,8 @@ _TOKEN = "for-the-pictures-only"
 _SIZE = {"width": 1440, "height": 900}
 _PNG_COLOURS = 96
 _SLOW_MS = 300_000  # until something that computes has happened
-_ROOM = 700 << 20  # bytes that a run may need beyond the first one
-_TOO_LARGE = 1024  # rows of a batch that need more than that
+_ROOM = 780 << 20  # bytes that a run may need beyond the first one
+_TOO_LARGE = 256  # rows of a batch that needs more than that, and half as many less
 _RUN, _LARGE_RUN, _MENDED_RUN = "first", "too-large", "half-as-large"
 _DATA, _STATE = "colours", "after-reading"
 
@@ -193,9 +193,10 @@ class Walk:
         self.page.locator(".run-head h1", has_text=_RUN).wait_for()
         self.page.locator(".legend b").first.wait_for(timeout=_SLOW_MS)
         self.peak = _address_space(folder / "runs" / _RUN)
-        self.wait_for_state("ok")
+        self.wait_for_step(self.flags.steps * 5 // 8)
         self.page.locator(".charts .chart:visible .legend b").nth(10).wait_for()
         self.shoot("run")
+        self.wait_for_state("ok")
         self.page.click("[role=tab][id$=checkpoints]")
         self.page.locator("tbody tr").first.wait_for()
         self.shoot("checkpoints")

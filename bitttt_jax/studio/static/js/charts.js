@@ -79,7 +79,7 @@ function plotOptions(state, legend, options, width, height) {
   return {
     width,
     height,
-    padding: [8, 10, 0, 0],
+    padding: [8, 20, 0, 0],
     legend: { show: false },
     cursor: {
       sync: options.sync === false ? undefined : { key: sync.key, setSeries: false },

@@ -60,7 +60,7 @@ export function runHeader(id, signal) {
   const draw = () => state.run && show(id, state, view, commands);
   const update = (run) => {
     state.run = { ...state.run, ...run };
-    if (!run.alive) state.stopping = state.forced = false;
+    if (!run.alive || !isLive(run)) state.stopping = state.forced = false;
     draw();
   };
   const element = h(
@@ -77,15 +77,15 @@ export function runHeader(id, signal) {
 
 function show(id, state, view, commands) {
   const { run } = state;
-  const live = isLive(run) || run.alive;
-  put(view.badge, stateBadge(run), run.state === "finished" && run.alive ? h("span", { class: "faint" }, t("run.lingering")) : null);
+  const live = isLive(run);
+  put(view.badge, stateBadge(run), !live && run.alive && h("span", { class: "faint" }, t("run.lingering")));
   setBar(view.meter, run.steps ? run.step / run.steps : live ? null : 0);
   put(view.far, t("run.step_of", { step: number(run.step), steps: number(run.steps) }));
   put(view.phase, live ? run.phase : "");
   put(view.eta, live && run.eta_s !== null && run.eta_s !== undefined ? t("job.left", { time: duration(run.eta_s) }) : run.updated ? ago(run.updated) : "");
   view.closing.hidden = !live;
   drawFacts(view.facts, run);
-  const shape = [live, run.state, run.can_resume, run.can_stop, state.stopping, state.forced].join();
+  const shape = [live, run.alive, run.state, run.can_resume, run.can_stop, state.stopping, state.forced].join();
   if (shape === state.shown) return; // or a button would vanish under a click
   state.shown = shape;
   put(view.actions, actionButtons(id, state, commands, live));
@@ -97,6 +97,8 @@ function actionButtons(id, { run, stopping, forced }, commands, live) {
     const isStopping = stopping || run.state === "stopping";
     buttons.push(button(isStopping ? t("run.stopping") : t("run.stop"), commands.stop, { class: "primary", id: "stop-run", disabled: isStopping && !forced }));
     if (isStopping || run.not_responding) buttons.push(button(t("run.force"), commands.force, { class: "danger", id: "force-run" }));
+  } else if (run.alive) {
+    buttons.push(button(t("run.force"), commands.force, { class: "danger", id: "force-run" }));
   } else if (run.can_resume && run.state !== "finished") {
     buttons.push(button(t("run.resume"), commands.resume, { class: "primary", id: "resume-run" }));
   }
@@ -106,7 +108,7 @@ function actionButtons(id, { run, stopping, forced }, commands, live) {
     h("a", { class: "button", id: "clone-run", href: link("new", [], { clone: id }) }, t("run.clone")),
     button(t("run.tensorboard"), commands.board, { class: "quiet" }),
   );
-  if (!live) buttons.push(button(t("run.delete"), commands.remove, { class: "quiet danger" }));
+  if (!live && !run.alive) buttons.push(button(t("run.delete"), commands.remove, { class: "quiet danger" }));
   return buttons;
 }
 
