@@ -7,7 +7,8 @@ import { t } from "./i18n.js";
 import { join } from "./series.js";
 import { colour, onTheme } from "./theme.js";
 
-const FONT = '12px Inter, system-ui, "Noto Sans CJK JP", sans-serif';
+const FAMILY = 'Inter, system-ui, "Noto Sans CJK JP", sans-serif';
+const LETTER = 15; // px of a letter for which the sizes below are meant
 const WHOLE = [1, 2, 5].flatMap((digit) => [...Array(9).keys()].map((power) => digit * 10 ** power)).sort((a, b) => a - b);
 const sync = uPlot.sync("steps");
 
@@ -53,32 +54,31 @@ export function chart(options, signal) {
 function render(state, holder, legend, options) {
   const width = Math.floor(holder.clientWidth);
   if (width < 60) return; // not shown
-  const height = options.height ?? 220;
+  const scale = letterSize() / LETTER;
+  const height = Math.round(scale * (options.height ?? 220));
   const { curves } = state;
   const empty = !curves.some((curve) => curve.step.length);
   holder.classList.toggle("empty", empty);
   holder.dataset.empty = empty ? (options.waiting ?? t("chart.waiting")) : "";
-  const shape = JSON.stringify([curves.map(({ step, value, ...rest }) => rest), options.log, options.lines, empty]);
+  const shape = JSON.stringify([curves.map(({ step, value, ...rest }) => rest), options.log, options.lines, empty, scale]);
   const data = join(curves);
   if (state.plot && shape === state.shape) {
     if (state.plot.width !== width) state.plot.setSize({ width, height });
     state.plot.setData(data);
   } else {
     state.plot?.destroy();
-    state.plot = new uPlot(plotOptions(state, legend, options, width, height), data, holder);
+    state.plot = new uPlot({ ...plotOptions(state, legend, options, scale), width, height }, data, holder);
     state.shape = shape;
   }
   showValues(state, legend, options, null);
 }
 
-function plotOptions(state, legend, options, width, height) {
+function plotOptions(state, legend, options, scale) {
   const ink = colour("ink-faint");
   const grid = { stroke: colour("grid"), width: 1 };
-  const axis = { stroke: ink, grid, ticks: { show: false }, font: FONT };
+  const axis = { stroke: ink, grid, ticks: { show: false }, font: font(12) };
   const short = (value) => (Math.abs(value) >= 10_000 ? `${number(value / 1000)}k` : number(value));
   return {
-    width,
-    height,
     padding: [8, 20, 0, 0],
     legend: { show: false },
     cursor: {
@@ -92,8 +92,8 @@ function plotOptions(state, legend, options, width, height) {
       y: { distr: options.log ? 3 : 1, range: options.log ? undefined : (_, low, high) => yRange(options, low, high) },
     },
     axes: [
-      { ...axis, size: 28, space: 70, incrs: WHOLE, values: (_, ticks) => ticks.map((v) => (v === null ? "" : short(v))) },
-      { ...axis, size: 56, space: 32, values: (_, ticks) => ticks.map((v) => (v === null ? "" : (options.tick ?? options.format ?? number)(v))) },
+      { ...axis, size: 28 * scale, space: 70 * scale, incrs: WHOLE, values: (_, ticks) => ticks.map((v) => (v === null ? "" : short(v))) },
+      { ...axis, size: 56 * scale, space: 32 * scale, values: (_, ticks) => ticks.map((v) => (v === null ? "" : (options.tick ?? options.format ?? number)(v))) },
     ],
     series: [{}, ...state.curves.map(seriesOptions)],
     bands: state.curves.flatMap((curve, index) =>
@@ -127,6 +127,9 @@ function seriesOptions(curve) {
   };
 }
 
+const letterSize = () => Number.parseFloat(getComputedStyle(document.documentElement).fontSize);
+const font = (size) => `${Math.round((size * letterSize()) / LETTER)}px ${FAMILY}`;
+
 function translucent(rgb) {
   return rgb.replace("rgb(", "rgba(").replace(")", ", 0.28)");
 }
@@ -144,7 +147,7 @@ function drawLimits(plot, lines) {
     ctx.moveTo(bbox.left, y);
     ctx.lineTo(bbox.left + bbox.width, y);
     ctx.stroke();
-    ctx.font = FONT.replace("12px", `${11 * devicePixelRatio}px`);
+    ctx.font = font(11 * devicePixelRatio);
     ctx.textAlign = "right";
     ctx.fillText(line.label, bbox.left + bbox.width - 6, y + 14 * devicePixelRatio);
     ctx.restore();

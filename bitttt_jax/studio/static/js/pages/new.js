@@ -11,7 +11,7 @@ import { refusal, showRefusal } from "../components/problem.js";
 import { setTitle } from "../components/shell.js";
 import { sizeDial } from "../components/size.js";
 import { debounce, h, put } from "../dom.js";
-import { t } from "../i18n.js";
+import { t, translated } from "../i18n.js";
 import { go } from "../router.js";
 import { schema } from "../store.js";
 
@@ -141,7 +141,7 @@ function drawPresets(holder, state, onchoose) {
   const rank = ({ name }) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
   const cards = [...state.schema.presets].sort((a, b) => rank(a) - rank(b)).map((preset) => {
     const input = h("input", { type: "radio", name: "preset", value: preset.name, checked: preset.name === state.preset, onchange: () => onchoose(preset.name) });
-    return h("label", { class: "preset" }, input, h("b", {}, preset.name), h("span", { class: "faint" }, preset.summary));
+    return h("label", { class: "preset" }, input, h("b", {}, preset.name), h("span", { class: "faint" }, translated(`preset.${preset.name}`, preset.summary)));
   });
   put(holder, cards);
 }
