@@ -131,7 +131,7 @@ async def _whole_requests() -> AsyncIterator[None]:
 
 async def _end_with(stopping: asyncio.Event, answer: Answer) -> None:
     await stopping.wait()
-    answer.end()
+    await answer.end()
 
 
 async def _words_at_the_end(answer: Answer) -> AsyncIterator[bytes]:
