@@ -46,8 +46,8 @@ _TOKEN = "for-the-pictures-only"
 _SIZE = {"width": 1440, "height": 900}
 _PNG_COLOURS = 96
 _SLOW_MS = 300_000  # until something that computes has happened
-_ROOM = 1800 << 20  # bytes that a run may need beyond the first one
-_TOO_LARGE = 512  # rows of a batch that needs more than that, and half as many less
+_ROOM = 1550 << 20  # bytes that a run may need beyond the first one
+_TOO_LARGE = 256  # rows of a batch of which two steps at once need more, those of half of it less
 _RUN, _LARGE_RUN, _MENDED_RUN = "first", "too-large", "half-as-large"
 _DATA, _STATE = "colours", "after-reading"
 

@@ -18,7 +18,9 @@ export class ApiError extends Error {
 export const segment = (text) => encodeURIComponent(text);
 
 export async function get(path, query = {}, { signal } = {}) {
-  const search = new URLSearchParams(Object.entries(query).filter(([, v]) => v !== undefined && v !== null));
+  const search = new URLSearchParams(
+    Object.entries(query).filter(([, v]) => v !== undefined && v !== null),
+  );
   const suffix = search.size ? `?${search}` : "";
   return read(await send(`api/${path}${suffix}`, { signal }));
 }

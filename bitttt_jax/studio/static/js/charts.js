@@ -9,7 +9,9 @@ import { colour, onTheme } from "./theme.js";
 
 const FAMILY = 'Inter, system-ui, "Noto Sans CJK JP", sans-serif';
 const LETTER = 15; // px of a letter for which the sizes below are meant
-const WHOLE = [1, 2, 5].flatMap((digit) => [...Array(9).keys()].map((power) => digit * 10 ** power)).sort((a, b) => a - b);
+const WHOLE = [1, 2, 5]
+  .flatMap((digit) => [...Array(9).keys()].map((power) => digit * 10 ** power))
+  .sort((a, b) => a - b);
 const sync = uPlot.sync("steps");
 
 /**
@@ -28,7 +30,13 @@ export function chart(options, signal) {
   const element = h(
     "figure",
     { class: `chart ${options.class ?? ""}`, role: "group", "aria-label": options.title },
-    h("figcaption", {}, h("h3", {}, options.title), options.hint && h("span", { class: "faint" }, options.hint), legend),
+    h(
+      "figcaption",
+      {},
+      h("h3", {}, options.title),
+      options.hint && h("span", { class: "faint" }, options.hint),
+      legend,
+    ),
     holder,
   );
   const state = { plot: null, shape: "", curves: [] };
@@ -60,14 +68,24 @@ function render(state, holder, legend, options) {
   const empty = !curves.some((curve) => curve.step.length);
   holder.classList.toggle("empty", empty);
   holder.dataset.empty = empty ? (options.waiting ?? t("chart.waiting")) : "";
-  const shape = JSON.stringify([curves.map(({ step, value, ...rest }) => rest), options.log, options.lines, empty, scale]);
+  const shape = JSON.stringify([
+    curves.map((curve) => ({ ...curve, step: 0, value: 0 })),
+    options.log,
+    options.lines,
+    empty,
+    scale,
+  ]);
   const data = join(curves);
   if (state.plot && shape === state.shape) {
     if (state.plot.width !== width) state.plot.setSize({ width, height });
     state.plot.setData(data);
   } else {
     state.plot?.destroy();
-    state.plot = new uPlot({ ...plotOptions(state, legend, options, scale), width, height }, data, holder);
+    state.plot = new uPlot(
+      { ...plotOptions(state, legend, options, scale), width, height },
+      data,
+      holder,
+    );
     state.shape = shape;
   }
   showValues(state, legend, options, null);
@@ -89,15 +107,32 @@ function plotOptions(state, legend, options, scale) {
     },
     scales: {
       x: { time: false },
-      y: { distr: options.log ? 3 : 1, range: options.log ? undefined : (_, low, high) => yRange(options, low, high) },
+      y: {
+        distr: options.log ? 3 : 1,
+        range: options.log ? undefined : (_, low, high) => yRange(options, low, high),
+      },
     },
     axes: [
-      { ...axis, size: 28 * scale, space: 70 * scale, incrs: WHOLE, values: (_, ticks) => ticks.map((v) => (v === null ? "" : short(v))) },
-      { ...axis, size: 56 * scale, space: 32 * scale, values: (_, ticks) => ticks.map((v) => (v === null ? "" : (options.tick ?? options.format ?? number)(v))) },
+      {
+        ...axis,
+        size: 28 * scale,
+        space: 70 * scale,
+        incrs: WHOLE,
+        values: (_, ticks) => ticks.map((v) => (v === null ? "" : short(v))),
+      },
+      {
+        ...axis,
+        size: 56 * scale,
+        space: 32 * scale,
+        values: (_, ticks) =>
+          ticks.map((v) => (v === null ? "" : (options.tick ?? options.format ?? number)(v))),
+      },
     ],
     series: [{}, ...state.curves.map(seriesOptions)],
     bands: state.curves.flatMap((curve, index) =>
-      curve.fillTo === undefined ? [] : [{ series: [curve.fillTo + 1, index + 1], fill: translucent(colour(curve.fill)) }],
+      curve.fillTo === undefined
+        ? []
+        : [{ series: [curve.fillTo + 1, index + 1], fill: translucent(colour(curve.fill)) }],
     ),
     hooks: {
       draw: [(plot) => drawLimits(plot, options.lines ?? [])],
@@ -159,20 +194,28 @@ function showValues(state, legend, options, index) {
   const format = options.format ?? number;
   const data = state.plot?.data;
   if (!data) return;
-  const entries = state.curves.map((curve, place) => ({ curve, value: valueAt(data[place + 1], index) }));
+  const entries = state.curves.map((curve, place) => ({
+    curve,
+    value: valueAt(data[place + 1], index),
+  }));
   const items = entries
     .filter(({ curve }) => curve.label && !curve.faint && curve.step.length)
     .map(({ curve, value }) =>
       h(
         "li",
         {},
-        h("i", { class: `swatch ${curve.dash || curve.points ? "dashed" : ""}`, vars: { colour: `var(--${curve.colour})` } }),
+        h("i", {
+          class: `swatch ${curve.dash || curve.points ? "dashed" : ""}`,
+          vars: { colour: `var(--${curve.colour})` },
+        }),
         h("span", {}, curve.label),
         h("b", {}, value === null ? "–" : format(value)),
       ),
     );
   const at = index !== null && index !== undefined && data[0][index] !== undefined;
-  const where = at && h("li", { class: "where" }, `${options.xLabel ?? t("chart.step")} ${number(data[0][index])}`);
+  const where =
+    at &&
+    h("li", { class: "where" }, `${options.xLabel ?? t("chart.step")} ${number(data[0][index])}`);
   put(legend, where, items);
 }
 

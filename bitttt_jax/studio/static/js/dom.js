@@ -1,7 +1,17 @@
 // Elements are never made from HTML: text from models, logs and names can only ever become text nodes.
 
 const SVG = "http://www.w3.org/2000/svg";
-const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "indeterminate", "open", "selected", "readOnly", "multiple"]);
+const PROPERTIES = new Set([
+  "value",
+  "checked",
+  "disabled",
+  "hidden",
+  "indeterminate",
+  "open",
+  "selected",
+  "readOnly",
+  "multiple",
+]);
 
 /** An HTML element: h("button", {class: "primary", onclick: start}, "Start"). */
 export function h(tag, props = {}, ...children) {

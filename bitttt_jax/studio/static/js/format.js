@@ -41,7 +41,8 @@ export function percent(value, places = 1) {
 export function duration(seconds) {
   if (!isNumber(seconds) || seconds < 0) return DASH;
   if (seconds < 1) return t("time.ms", { n: Math.round(1000 * seconds) });
-  if (seconds < 60) return t("time.s", { n: seconds < 10 ? seconds.toFixed(1) : Math.round(seconds) });
+  if (seconds < 60)
+    return t("time.s", { n: seconds < 10 ? seconds.toFixed(1) : Math.round(seconds) });
   const minutes = Math.floor(seconds / 60);
   if (minutes < 60) return t("time.min_s", { m: minutes, s: Math.round(seconds % 60) });
   const hours = Math.floor(minutes / 60);

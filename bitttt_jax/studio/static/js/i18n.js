@@ -38,7 +38,9 @@ export function t(key, values = {}) {
     console.error(`no words for ${key}`);
     return key;
   }
-  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+  return text.replace(/\{(\w+)\}/g, (whole, name) =>
+    name in values ? String(values[name]) : whole,
+  );
 }
 
 /** The string of a key, or what the server said where the pages have no words of their own. */

@@ -45,11 +45,19 @@ async function go() {
 function showConnection() {
   const banner = document.getElementById("connection");
   let timer = 0;
-  on("connection", ({ online }) => {
-    clearTimeout(timer);
-    if (online) banner.hidden = true;
-    else timer = setTimeout(() => ((banner.textContent = t("connection.lost")), (banner.hidden = false)), OFFLINE_MS);
-  }, new AbortController().signal);
+  on(
+    "connection",
+    ({ online }) => {
+      clearTimeout(timer);
+      if (online) banner.hidden = true;
+      else
+        timer = setTimeout(
+          () => ((banner.textContent = t("connection.lost")), (banner.hidden = false)),
+          OFFLINE_MS,
+        );
+    },
+    new AbortController().signal,
+  );
 }
 
 async function redraw() {
@@ -64,7 +72,9 @@ startStore();
 showConnection();
 startEvents();
 listenForKeys();
-document.getElementById("skip-link").addEventListener("click", (event) => (event.preventDefault(), main.focus()));
+document
+  .getElementById("skip-link")
+  .addEventListener("click", (event) => (event.preventDefault(), main.focus()));
 addEventListener("hashchange", go);
 const dot = followRuns(rail);
 const refreshDot = () => dot().catch(() => {});

@@ -10,14 +10,19 @@ export class Series {
 
   /** Takes over what the server answered. */
   load(tags) {
-    this.tags = new Map(Object.entries(tags).map(([tag, { step, value }]) => [tag, { step: [...step], value: [...value] }]));
+    this.tags = new Map(
+      Object.entries(tags).map(([tag, { step, value }]) => [
+        tag,
+        { step: [...step], value: [...value] },
+      ]),
+    );
   }
 
   /** Adds rows of metrics. A row that lies before the end says that the run went back to it. */
   append(rows) {
-    for (const { step, t, nonfinite, ...values } of rows) {
+    for (const { step, ...values } of rows) {
       for (const [tag, value] of Object.entries(values)) {
-        if (value !== null && typeof value !== "number") continue;
+        if (tag === "t" || (value !== null && typeof value !== "number")) continue;
         const curve = this.tags.get(tag) ?? { step: [], value: [] };
         this.tags.set(tag, curve);
         while (curve.step.length && curve.step.at(-1) >= step) {
@@ -47,7 +52,10 @@ export class Series {
 
   /** The lowest value. */
   best(tag) {
-    return this.get(tag).value.reduce((low, value) => (value !== null && (low === null || value < low) ? value : low), null);
+    return this.get(tag).value.reduce(
+      (low, value) => (value !== null && (low === null || value < low) ? value : low),
+      null,
+    );
   }
 }
 

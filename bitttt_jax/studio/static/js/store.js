@@ -35,10 +35,22 @@ export async function allRuns() {
 /** Keeps the list of runs up to date. */
 export function start() {
   on("runs", (data) => (runs = data.runs), never);
-  on("run", (run) => (runs = runs?.map((other) => (other.id === run.id ? { ...other, ...run } : other))), never);
+  on(
+    "run",
+    (run) => (runs = runs?.map((other) => (other.id === run.id ? { ...other, ...run } : other))),
+    never,
+  );
 }
 
-const LIVE = new Set(["queued", "starting", "compiling", "running", "evaluating", "saving", "stopping"]);
+const LIVE = new Set([
+  "queued",
+  "starting",
+  "compiling",
+  "running",
+  "evaluating",
+  "saving",
+  "stopping",
+]);
 
 /** Whether a run is at work, by what it says of itself. */
 export const isLive = (run) => LIVE.has(run.state);

@@ -23,7 +23,15 @@ const PATHS = {
 export function icon(name) {
   return svg(
     "svg",
-    { viewBox: "0 0 24 24", fill: "none", stroke: "currentColor", "stroke-width": "1.8", "stroke-linecap": "round", "stroke-linejoin": "round", "aria-hidden": "true" },
+    {
+      viewBox: "0 0 24 24",
+      fill: "none",
+      stroke: "currentColor",
+      "stroke-width": "1.8",
+      "stroke-linecap": "round",
+      "stroke-linejoin": "round",
+      "aria-hidden": "true",
+    },
     svg("path", { d: PATHS[name] }),
   );
 }
@@ -38,7 +46,17 @@ export function stateBadge(run) {
 
 /** A bar for a share between 0 and 1; null moves to and fro. */
 export function bar(share, label) {
-  const element = h("div", { class: "bar", role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 }, h("i"));
+  const element = h(
+    "div",
+    {
+      class: "bar",
+      role: "progressbar",
+      "aria-label": label,
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+    },
+    h("i"),
+  );
   setBar(element, share);
   return element;
 }
@@ -86,7 +104,11 @@ export function openDialog(title, content, buttons = []) {
   const heading = uniqueId("dialog");
   const dialog = h("dialog", { "aria-labelledby": heading, onclose: () => dialog.remove() });
   const close = button(t("close"), () => dialog.close(), { class: "quiet" });
-  put(dialog, h("div", { class: "stack" }, h("h2", { id: heading }, title), content), h("div", { class: "dialog-foot" }, close, buttons));
+  put(
+    dialog,
+    h("div", { class: "stack" }, h("h2", { id: heading }, title), content),
+    h("div", { class: "dialog-foot" }, close, buttons),
+  );
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
@@ -107,8 +129,17 @@ export function askName(title, initial, label) {
   return new Promise((resolve) => {
     let answer = null;
     const input = h("input", { value: initial, "aria-label": title });
-    const send = (event) => (event.preventDefault(), (answer = input.value.trim() || null), dialog.close());
-    const form = h("form", { class: "stack", onsubmit: send }, input, h("div", {}, h("button", { class: "primary" }, label)));
+    const send = (event) => (
+      event.preventDefault(),
+      (answer = input.value.trim() || null),
+      dialog.close()
+    );
+    const form = h(
+      "form",
+      { class: "stack", onsubmit: send },
+      input,
+      h("div", {}, h("button", { class: "primary" }, label)),
+    );
     const dialog = openDialog(title, form);
     input.select();
     dialog.addEventListener("close", () => resolve(answer));
@@ -119,10 +150,24 @@ export function askName(title, initial, label) {
 export function tabs(entries, selected, onselect) {
   const group = uniqueId("tabs");
   const buttons = entries.map(({ key, label }) =>
-    h("button", { type: "button", role: "tab", id: `${group}-${key}`, "aria-controls": `${group}-panel-${key}`, onclick: () => select(key) }, label),
+    h(
+      "button",
+      {
+        type: "button",
+        role: "tab",
+        id: `${group}-${key}`,
+        "aria-controls": `${group}-panel-${key}`,
+        onclick: () => select(key),
+      },
+      label,
+    ),
   );
   const panels = entries.map(({ key, panel }) =>
-    h("section", { role: "tabpanel", id: `${group}-panel-${key}`, "aria-labelledby": `${group}-${key}` }, panel),
+    h(
+      "section",
+      { role: "tabpanel", id: `${group}-panel-${key}`, "aria-labelledby": `${group}-${key}` },
+      panel,
+    ),
   );
   function select(key, tell = true) {
     entries.forEach((entry, index) => {
@@ -148,9 +193,13 @@ export function tabs(entries, selected, onselect) {
 
 /** A choice of a few: options [[value, label]]. */
 export function segments(options, value, onchange, label) {
-  const buttons = options.map(([key, text]) => button(text, () => set(key, true), { "aria-pressed": key === value }));
+  const buttons = options.map(([key, text]) =>
+    button(text, () => set(key, true), { "aria-pressed": key === value }),
+  );
   function set(key, tell = false) {
-    buttons.forEach((element, index) => element.setAttribute("aria-pressed", String(options[index][0] === key)));
+    buttons.forEach((element, index) =>
+      element.setAttribute("aria-pressed", String(options[index][0] === key)),
+    );
     if (tell) onchange(key);
   }
   const element = h("div", { class: "segments", role: "group", "aria-label": label }, buttons);
@@ -162,11 +211,19 @@ export function labelled(label, control, hint) {
   control.id ||= uniqueId("field");
   const note = hint && h("p", { class: "faint", id: `${control.id}-hint` }, hint);
   if (note) control.setAttribute("aria-describedby", note.id);
-  return h("div", { class: "stack tight labelled" }, h("label", { for: control.id }, label), control, note);
+  return h(
+    "div",
+    { class: "stack tight labelled" },
+    h("label", { for: control.id }, label),
+    control,
+    note,
+  );
 }
 
 /** A select: options [[value, label]]. */
 export function choice(options, value, onchange, props = {}) {
-  const items = options.map(([key, label]) => h("option", { value: key, selected: String(key) === String(value) }, label));
+  const items = options.map(([key, label]) =>
+    h("option", { value: key, selected: String(key) === String(value) }, label),
+  );
   return h("select", { onchange: (event) => onchange?.(event.target.value), ...props }, items);
 }

@@ -15,8 +15,13 @@ const STANDARD_LIBRARY = "python-stdlib";
 export function preparedValues({ path, tokenizer, vocab_size: size }) {
   const values = { "data.sources.0.path": path };
   if (tokenizer === "bytes") values["data.tokenizer.kind"] = "bytes";
-  if (tokenizer === "bpe") Object.assign(values, { "data.tokenizer.kind": "bpe", "data.tokenizer.vocab_size": size });
-  if (tokenizer === "file") Object.assign(values, { "data.tokenizer.kind": "file", "data.tokenizer.path": `${path}/tokenizer.json` });
+  if (tokenizer === "bpe")
+    Object.assign(values, { "data.tokenizer.kind": "bpe", "data.tokenizer.vocab_size": size });
+  if (tokenizer === "file")
+    Object.assign(values, {
+      "data.tokenizer.kind": "file",
+      "data.tokenizer.path": `${path}/tokenizer.json`,
+    });
   return values;
 }
 
@@ -28,8 +33,21 @@ export function dataField(onvalue, onvalues) {
     input.value = values["data.sources.0.path"];
     onvalues(values);
   };
-  const element = h("div", { class: "stack tight" }, input, h("div", {}, button([icon("data"), t("form.choose_data")], () => chooseData(pick), { id: "choose-data" })));
-  return { element, focusable: input, show: (value) => document.activeElement !== input && (input.value = toText(value)) };
+  const element = h(
+    "div",
+    { class: "stack tight" },
+    input,
+    h(
+      "div",
+      {},
+      button([icon("data"), t("form.choose_data")], () => chooseData(pick), { id: "choose-data" }),
+    ),
+  );
+  return {
+    element,
+    focusable: input,
+    show: (value) => document.activeElement !== input && (input.value = toText(value)),
+  };
 }
 
 async function chooseData(pick) {
@@ -37,16 +55,40 @@ async function chooseData(pick) {
   const choose = (values) => (pick(values), dialog.close());
   const browser = fileBrowser((file) => choose({ "data.sources.0.path": file.path }));
   const own = h("section", { class: "stack tight" }, h("h3", {}, t("data.files")), browser.element);
-  const dialog = openDialog(t("form.choose_data"), h("div", { class: "stack wide" }, h("section", { class: "stack tight" }, h("h3", {}, t("data.prepared")), prepared), own));
+  const dialog = openDialog(
+    t("form.choose_data"),
+    h(
+      "div",
+      { class: "stack wide" },
+      h("section", { class: "stack tight" }, h("h3", {}, t("data.prepared")), prepared),
+      own,
+    ),
+  );
   browser.open("");
   try {
     const { prepared: list } = await get("data");
-    put(prepared, entry(t("form.standard_library"), t("form.standard_library.why"), () => choose({ "data.sources.0.path": STANDARD_LIBRARY })), list.map((data) => entry(data.name, t("data.tokens", { n: count(data.tokens) }), () => choose(preparedValues(data)))));
+    put(
+      prepared,
+      entry(t("form.standard_library"), t("form.standard_library.why"), () =>
+        choose({ "data.sources.0.path": STANDARD_LIBRARY }),
+      ),
+      list.map((data) =>
+        entry(data.name, t("data.tokens", { n: count(data.tokens) }), () =>
+          choose(preparedValues(data)),
+        ),
+      ),
+    );
   } catch (error) {
     put(prepared, refusal(error));
   }
 }
 
 function entry(name, words, onclick) {
-  return h("button", { type: "button", class: "file", onclick }, icon("data"), h("span", { class: "name" }, name), h("span", { class: "faint" }, words));
+  return h(
+    "button",
+    { type: "button", class: "file", onclick },
+    icon("data"),
+    h("span", { class: "name" }, name),
+    h("span", { class: "faint" }, words),
+  );
 }

@@ -17,20 +17,38 @@ export function drawDevices(holder, devices) {
       "div",
       { class: "device-row" },
       hosts.size > 1 && h("span", { class: "device-host mono" }, host),
-      h("div", { class: "device-cells" }, members.map((device) => cell(device, devices.length <= LARGE))),
+      h(
+        "div",
+        { class: "device-cells" },
+        members.map((device) => cell(device, devices.length <= LARGE)),
+      ),
     ),
   );
-  const summary = t("devices.summary", { n: devices.length, worst: name(worst), share: percent(share(worst), 0) });
+  const summary = t("devices.summary", {
+    n: devices.length,
+    worst: name(worst),
+    share: percent(share(worst), 0),
+  });
   put(
     holder,
-    h("div", { class: `devices ${devices.length > LARGE ? "dense" : ""}`, role: "img", "aria-label": summary }, rows),
+    h(
+      "div",
+      {
+        class: `devices ${devices.length > LARGE ? "dense" : ""}`,
+        role: "img",
+        "aria-label": summary,
+      },
+      rows,
+    ),
     h("p", { class: "faint num" }, summary),
   );
 }
 
 /** The devices of hosts [{name, used: [bytes per device], limit}]. */
 export function devicesOf(hosts) {
-  return hosts.flatMap(({ name: host, used, limit }) => used.map((bytesUsed, index) => ({ host, index, used: bytesUsed, limit })));
+  return hosts.flatMap(({ name: host, used, limit }) =>
+    used.map((bytesUsed, index) => ({ host, index, used: bytesUsed, limit })),
+  );
 }
 
 function cell(device, large) {
@@ -41,9 +59,18 @@ function cell(device, large) {
     : `${name(device)}: ${t("devices.unknown")}`;
   return h(
     "div",
-    { class: `device ${known ? levelOf(part) : "unknown"}`, title, vars: { share: known ? Math.min(1, part) : 0 } },
+    {
+      class: `device ${known ? levelOf(part) : "unknown"}`,
+      title,
+      vars: { share: known ? Math.min(1, part) : 0 },
+    },
     large && h("b", {}, name(device)),
-    large && h("span", { class: "num" }, known ? `${bytes(device.used)} · ${percent(part, 0)}` : t("devices.unknown")),
+    large &&
+      h(
+        "span",
+        { class: "num" },
+        known ? `${bytes(device.used)} · ${percent(part, 0)}` : t("devices.unknown"),
+      ),
   );
 }
 

@@ -17,7 +17,11 @@ export function estimatePanel(question, act, signal) {
     ask.disabled = true;
     try {
       const { job } = await post("form/estimate", question());
-      const panel = jobPanel(job.id ?? job, { done: (done) => result(done.result, act), act, signal });
+      const panel = jobPanel(job.id ?? job, {
+        done: (done) => result(done.result, act),
+        act,
+        signal,
+      });
       put(holder, panel.element);
       await panel.finished;
     } catch (error) {
@@ -27,7 +31,14 @@ export function estimatePanel(question, act, signal) {
     }
   }
   const ask = button(t("estimate.ask"), run, { id: "estimate" });
-  const element = h("section", { class: "panel stack tight" }, h("div", { class: "row apart" }, h("h2", {}, t("estimate.title")), ask), h("p", { class: "faint" }, t("estimate.hint")), problem, holder);
+  const element = h(
+    "section",
+    { class: "panel stack tight" },
+    h("div", { class: "row apart" }, h("h2", {}, t("estimate.title")), ask),
+    h("p", { class: "faint" }, t("estimate.hint")),
+    problem,
+    holder,
+  );
   return { element, run };
 }
 
@@ -38,17 +49,35 @@ function result(estimate, act) {
   const meter = bar(share ?? 0, t("estimate.memory"));
   if (share !== null) setBar(meter, share, levelOf(share));
   const facts = [
-    [t("estimate.parameters"), t("estimate.parameters.value", { total: count((parameters.ternary ?? 0) + (parameters.float ?? 0) + (parameters.fast ?? 0)), ternary: count(parameters.ternary) })],
+    [
+      t("estimate.parameters"),
+      t("estimate.parameters.value", {
+        total: count((parameters.ternary ?? 0) + (parameters.float ?? 0) + (parameters.fast ?? 0)),
+        ternary: count(parameters.ternary),
+      }),
+    ],
     [t("estimate.packed"), bytes(estimate.packed_bytes)],
-    [t("estimate.memory"), limit ? `${bytes(needed)} / ${bytes(limit)} (${percent(share, 0)})` : bytes(needed)],
+    [
+      t("estimate.memory"),
+      limit ? `${bytes(needed)} / ${bytes(limit)} (${percent(share, 0)})` : bytes(needed),
+    ],
     [t("estimate.step"), duration(estimate.step_s)],
     [t("estimate.speed"), t("unit.tokens_s", { n: count(estimate.tokens_per_s) })],
     [t("estimate.total"), duration(estimate.total_s)],
   ];
-  const verdict = estimate.fits === false ? ["bad", "estimate.too_large"] : estimate.fits ? ["ok", "estimate.fits"] : null;
+  const verdict =
+    estimate.fits === false
+      ? ["bad", "estimate.too_large"]
+      : estimate.fits
+        ? ["ok", "estimate.fits"]
+        : null;
   return [
     verdict && h("span", { class: `badge ${verdict[0]}` }, t(verdict[1])),
     share !== null && meter,
-    h("dl", { class: "facts num column" }, facts.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value)))),
+    h(
+      "dl",
+      { class: "facts num column" },
+      facts.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))),
+    ),
   ];
 }

@@ -25,10 +25,27 @@ export function fileBrowser(onpick) {
     }
   }
   function show(answer) {
-    const roots = (answer.roots ?? []).map((root) => button(root.name ?? short(root.path ?? root), () => open(root.path ?? root), { class: "quiet", title: root.path ?? root }));
-    const here = answer.path && button(t("files.use_folder"), () => onpick({ path: answer.path, name: short(answer.path), kind: "folder" }), { class: "use" });
-    put(path, roots, h("span", { class: "mono soft" }, answer.path ? short(answer.path) : ""), here);
-    const up = answer.parent && row({ name: "..", kind: "folder", path: answer.parent }, open, null);
+    const roots = (answer.roots ?? []).map((root) =>
+      button(root.name ?? short(root.path ?? root), () => open(root.path ?? root), {
+        class: "quiet",
+        title: root.path ?? root,
+      }),
+    );
+    const here =
+      answer.path &&
+      button(
+        t("files.use_folder"),
+        () => onpick({ path: answer.path, name: short(answer.path), kind: "folder" }),
+        { class: "use" },
+      );
+    put(
+      path,
+      roots,
+      h("span", { class: "mono soft" }, answer.path ? short(answer.path) : ""),
+      here,
+    );
+    const up =
+      answer.parent && row({ name: "..", kind: "folder", path: answer.parent }, open, null);
     const rows = answer.entries.map((entry) => row(entry, open, onpick));
     put(list, up, rows, !rows.length && h("li", { class: "faint empty" }, t("files.empty")));
   }
@@ -41,15 +58,33 @@ function row(entry, open, onpick) {
   return h(
     "li",
     {},
-    h("button", { type: "button", class: "file", onclick: act }, icon(folder ? "folder" : "file"), h("span", { class: "name" }, entry.name), h("span", { class: "faint num" }, folder ? "" : bytes(entry.bytes)), h("span", { class: "faint num date" }, entry.modified ? when(entry.modified) : "")),
-    folder && onpick && button(t("files.use"), () => onpick(entry), { class: "quiet", "aria-label": t("files.use_name", { name: entry.name }) }),
+    h(
+      "button",
+      { type: "button", class: "file", onclick: act },
+      icon(folder ? "folder" : "file"),
+      h("span", { class: "name" }, entry.name),
+      h("span", { class: "faint num" }, folder ? "" : bytes(entry.bytes)),
+      h("span", { class: "faint num date" }, entry.modified ? when(entry.modified) : ""),
+    ),
+    folder &&
+      onpick &&
+      button(t("files.use"), () => onpick(entry), {
+        class: "quiet",
+        "aria-label": t("files.use_name", { name: entry.name }),
+      }),
   );
 }
 
 /** Where files are dropped or chosen; `onuploaded({path, bytes})` for each that arrived. */
 export function dropZone(onuploaded, signal) {
   const progress = h("div", { class: "stack tight" });
-  const input = h("input", { type: "file", multiple: true, class: "visually-hidden", onchange: () => take(input.files), "aria-label": t("upload.choose") });
+  const input = h("input", {
+    type: "file",
+    multiple: true,
+    class: "visually-hidden",
+    onchange: () => take(input.files),
+    "aria-label": t("upload.choose"),
+  });
   const zone = h(
     "div",
     { class: "drop" },
@@ -77,14 +112,31 @@ export function dropZone(onuploaded, signal) {
     const meter = bar(0, file.name);
     const words = h("span", { class: "faint num" });
     const problem = h("div");
-    const line = h("div", { class: "stack tight upload" }, h("div", { class: "row apart" }, h("span", { class: "small" }, file.name), words, button(icon("close"), leave, { class: "quiet icon", "aria-label": t("upload.cancel") })), meter, problem);
+    const line = h(
+      "div",
+      { class: "stack tight upload" },
+      h(
+        "div",
+        { class: "row apart" },
+        h("span", { class: "small" }, file.name),
+        words,
+        button(icon("close"), leave, { class: "quiet icon", "aria-label": t("upload.cancel") }),
+      ),
+      meter,
+      problem,
+    );
     progress.append(line);
     const onprogress = (sent, total) => {
       setBar(meter, total ? sent / total : null);
       put(words, `${bytes(sent)} / ${bytes(total)} · ${percent(total ? sent / total : 1, 0)}`);
     };
     try {
-      onuploaded(await upload(`uploads/${segment(file.name)}`, file, { onprogress, signal: controller.signal }));
+      onuploaded(
+        await upload(`uploads/${segment(file.name)}`, file, {
+          onprogress,
+          signal: controller.signal,
+        }),
+      );
       line.remove();
     } catch (error) {
       if (error.name === "AbortError") line.remove();

@@ -11,39 +11,78 @@ import { fromInput, sameValue, toText } from "./values.js";
 export function formFields(state, onchange) {
   const view = { level: "basic", search: "", rows: new Map(), problems: [] };
   const holder = h("div", { class: "stack wide" });
-  const search = h("input", { type: "search", id: "field-search", placeholder: t("form.search"), "aria-label": t("form.search"), oninput: () => ((view.search = search.value.trim().toLowerCase()), draw()) });
-  const level = segments([["basic", t("form.basic")], ["advanced", t("form.advanced")]], view.level, (value) => ((view.level = value), draw()), t("form.level"));
+  const search = h("input", {
+    type: "search",
+    id: "field-search",
+    placeholder: t("form.search"),
+    "aria-label": t("form.search"),
+    oninput: () => ((view.search = search.value.trim().toLowerCase()), draw()),
+  });
+  const level = segments(
+    [
+      ["basic", t("form.basic")],
+      ["advanced", t("form.advanced")],
+    ],
+    view.level,
+    (value) => ((view.level = value), draw()),
+    t("form.level"),
+  );
   const setAll = (changes) => {
     const values = { ...state.values, ...changes };
     for (const field of state.schema.fields) {
-      if (field.key in changes && sameValue(changes[field.key], presetValue(state, field))) delete values[field.key];
+      if (field.key in changes && sameValue(changes[field.key], presetValue(state, field)))
+        delete values[field.key];
     }
     onchange(values);
   };
   function draw() {
     const shown = state.schema.fields.filter((field) => isShown(field, state, view));
     // Few fields are shown together, many by their sections.
-    const sectionOf = ({ group }) => (view.level === "basic" && !view.search ? group.split(".")[0] : group);
+    const sectionOf = ({ group }) =>
+      view.level === "basic" && !view.search ? group.split(".")[0] : group;
     const groups = Map.groupBy(shown, sectionOf);
     for (const field of shown) {
       if (!view.rows.has(field.key)) view.rows.set(field.key, fieldRow(field, setAll));
-      view.rows.get(field.key).show(currentValue(state, field), field.key in state.values, presetValue(state, field));
+      view.rows
+        .get(field.key)
+        .show(currentValue(state, field), field.key in state.values, presetValue(state, field));
     }
-    const sections = [...groups].map(([group, fields]) => h("fieldset", { class: "panel fields" }, h("legend", {}, translated(`group.${group || "top"}`, group)), fields.map((field) => view.rows.get(field.key).element)));
-    keepFocus(() => put(holder, sections, !sections.length && h("p", { class: "soft" }, t("form.nothing"))));
+    const sections = [...groups].map(([group, fields]) =>
+      h(
+        "fieldset",
+        { class: "panel fields" },
+        h("legend", {}, translated(`group.${group || "top"}`, group)),
+        fields.map((field) => view.rows.get(field.key).element),
+      ),
+    );
+    keepFocus(() =>
+      put(holder, sections, !sections.length && h("p", { class: "soft" }, t("form.nothing"))),
+    );
     showProblems();
   }
   function showProblems() {
-    for (const [key, row] of view.rows) row.problem(view.problems.filter((problem) => problem.key === key));
+    for (const [key, row] of view.rows)
+      row.problem(view.problems.filter((problem) => problem.key === key));
   }
   function problems(list) {
     const keys = new Set(list.map(({ key }) => key).filter(Boolean));
     const wasShown = view.problems.map(({ key }) => key).join();
     view.problems = list;
-    if ([...keys].join() !== wasShown) draw(); // a hidden field with a problem comes into sight
+    if ([...keys].join() !== wasShown)
+      draw(); // a hidden field with a problem comes into sight
     else showProblems();
   }
-  const element = h("div", { class: "stack" }, h("div", { class: "row apart form-tools" }, h("h2", {}, t("form.title")), h("div", { class: "row" }, search, level.element)), holder);
+  const element = h(
+    "div",
+    { class: "stack" },
+    h(
+      "div",
+      { class: "row apart form-tools" },
+      h("h2", {}, t("form.title")),
+      h("div", { class: "row" }, search, level.element),
+    ),
+    holder,
+  );
   return { element, draw, problems };
 }
 
@@ -75,7 +114,8 @@ export function presetValue(state, field) {
   return preset?.values && field.key in preset.values ? preset.values[field.key] : field.default;
 }
 
-const currentValue = (state, field) => (field.key in state.values ? state.values[field.key] : presetValue(state, field));
+const currentValue = (state, field) =>
+  field.key in state.values ? state.values[field.key] : presetValue(state, field);
 
 function fieldRow(field, setAll) {
   const set = (value) => setAll({ [field.key]: value });
@@ -86,12 +126,22 @@ function fieldRow(field, setAll) {
   control.focusable.dataset.key = field.key;
   control.focusable.setAttribute("aria-describedby", `${id}-help ${id}-problem`);
   const dot = h("i", { class: "dot", title: t("form.modified"), hidden: true });
-  const reset = button(t("form.reset"), null, { class: "quiet reset", hidden: true, "aria-label": t("form.reset_name", { name: title }) });
+  const reset = button(t("form.reset"), null, {
+    class: "quiet reset",
+    hidden: true,
+    "aria-label": t("form.reset_name", { name: title }),
+  });
   const problem = h("p", { class: "problem", id: `${id}-problem`, hidden: true });
   const element = h(
     "div",
     { class: `field type-${field.type}`, dataset: { field: field.key } },
-    h("div", { class: "field-words" }, h("label", { for: id }, dot, title), h("code", { class: "faint" }, field.key), h("p", { class: "faint", id: `${id}-help` }, help)),
+    h(
+      "div",
+      { class: "field-words" },
+      h("label", { for: id }, dot, title),
+      h("code", { class: "faint" }, field.key),
+      h("p", { class: "faint", id: `${id}-help` }, help),
+    ),
     h("div", { class: "field-control" }, control.element, reset, problem),
   );
   let base = null;
@@ -116,14 +166,28 @@ function controlOf(field, onvalue, onvalues) {
   if (field.key === "data.sources.0.path") return dataField(onvalue, onvalues);
   if (field.type === "bool") {
     const input = h("input", { type: "checkbox", onchange: () => onvalue(input.checked) });
-    return { element: h("span", { class: "switch" }, input), focusable: input, show: (value) => (input.checked = value === true) };
+    return {
+      element: h("span", { class: "switch" }, input),
+      focusable: input,
+      show: (value) => (input.checked = value === true),
+    };
   }
   if (field.type === "choice") {
-    const select = choice(field.choices.map((option) => [option, option]), null, (value) => onvalue(value));
+    const select = choice(
+      field.choices.map((option) => [option, option]),
+      null,
+      (value) => onvalue(value),
+    );
     return { element: select, focusable: select, show: (value) => (select.value = value) };
   }
   const numeric = field.type === "int" || field.type === "float";
-  const input = h("input", { type: "text", inputmode: numeric ? "decimal" : null, class: numeric ? "num" : "", spellcheck: "false", autocomplete: "off" });
+  const input = h("input", {
+    type: "text",
+    inputmode: numeric ? "decimal" : null,
+    class: numeric ? "num" : "",
+    spellcheck: "false",
+    autocomplete: "off",
+  });
   input.addEventListener("input", () => onvalue(fromInput(field, input.value)));
   const show = (value) => {
     if (document.activeElement !== input) input.value = toText(value); // not under the typing hand
@@ -133,7 +197,10 @@ function controlOf(field, onvalue, onvalues) {
 
 function keepFocus(redraw) {
   const focused = document.activeElement;
-  const range = focused?.selectionStart !== undefined && focused.type === "text" ? [focused.selectionStart, focused.selectionEnd] : null;
+  const range =
+    focused?.selectionStart !== undefined && focused.type === "text"
+      ? [focused.selectionStart, focused.selectionEnd]
+      : null;
   redraw();
   if (focused && focused !== document.activeElement && focused.isConnected) {
     focused.focus({ preventScroll: true });

@@ -41,13 +41,28 @@ export function jobPanel(id, { done, act = () => {}, signal }) {
   const words = h("p", { class: "small soft num", role: "status" }, t("job.starting"));
   const tail = h("pre", { class: "block small" });
   const problem = h("div");
-  const stop = button(t("job.stop"), () => post(`jobs/${segment(id)}/stop`, { force: false }).catch((error) => showRefusal(problem, error)));
-  const element = h("div", { class: "stack", dataset: { job: id } }, progress, h("div", { class: "row apart" }, words, stop), problem, h("details", {}, h("summary", {}, t("job.log")), tail));
+  const stop = button(t("job.stop"), () =>
+    post(`jobs/${segment(id)}/stop`, { force: false }).catch((error) =>
+      showRefusal(problem, error),
+    ),
+  );
+  const element = h(
+    "div",
+    { class: "stack", dataset: { job: id } },
+    progress,
+    h("div", { class: "row apart" }, words, stop),
+    problem,
+    h("details", {}, h("summary", {}, t("job.log")), tail),
+  );
   const show = (job) => {
     const { activity, done: finished, total, eta_s: eta } = job.progress ?? {};
     setBar(progress, total ? finished / total : null);
     const far = total ? `${number(finished)} / ${number(total)}` : "";
-    put(words, [activity, far, eta && t("job.left", { time: duration(eta) })].filter(Boolean).join(" · ") || t("job.working"));
+    put(
+      words,
+      [activity, far, eta && t("job.left", { time: duration(eta) })].filter(Boolean).join(" · ") ||
+        t("job.working"),
+    );
     tail.textContent = (job.log_tail ?? []).join("\n");
   };
   const finished = followJob(id, show, signal).then((job) => {

@@ -11,8 +11,17 @@ export function logView(label, downloadUrl) {
   let following = true;
   let wanted = "";
   const output = h("pre", { class: "log", role: "log", "aria-label": label, tabindex: 0 });
-  const search = h("input", { type: "search", placeholder: t("log.search"), "aria-label": t("log.search"), oninput: () => ((wanted = search.value.toLowerCase()), draw()) });
-  const follow = h("input", { type: "checkbox", checked: true, onchange: () => ((following = follow.checked), draw()) });
+  const search = h("input", {
+    type: "search",
+    placeholder: t("log.search"),
+    "aria-label": t("log.search"),
+    oninput: () => ((wanted = search.value.toLowerCase()), draw()),
+  });
+  const follow = h("input", {
+    type: "checkbox",
+    checked: true,
+    onchange: () => ((following = follow.checked), draw()),
+  });
   output.addEventListener("scroll", () => {
     following = output.scrollHeight - output.scrollTop - output.clientHeight < 30;
     follow.checked = following;
@@ -26,7 +35,14 @@ export function logView(label, downloadUrl) {
   const element = h(
     "div",
     { class: "panel flush log-panel" },
-    h("div", { class: "row log-head" }, search, h("label", { class: "check" }, follow, t("log.follow")), downloadUrl && h("a", { class: "button quiet", href: downloadUrl, download: "" }, t("log.download"))),
+    h(
+      "div",
+      { class: "row log-head" },
+      search,
+      h("label", { class: "check" }, follow, t("log.follow")),
+      downloadUrl &&
+        h("a", { class: "button quiet", href: downloadUrl, download: "" }, t("log.download")),
+    ),
     output,
   );
   return { element, replace: set, append: (more) => set(lines.concat(more)) };

@@ -18,7 +18,14 @@ export function playPane({ models, settings, wanted, place, onchoice }, outer) {
   const controller = new AbortController();
   outer.addEventListener("abort", () => controller.abort());
   const { signal } = controller;
-  const pane = { player: null, stream: null, mode: "completion", learn: true, loading: null, place };
+  const pane = {
+    player: null,
+    stream: null,
+    mode: "completion",
+    learn: true,
+    loading: null,
+    place,
+  };
   const view = paneView(models, wanted, place, signal);
   const own = { ...view, pane, settings, signal };
   view.model.addEventListener("change", () => (drawSteps(view, models, null), load()));
@@ -45,17 +52,34 @@ export function playPane({ models, settings, wanted, place, onchoice }, outer) {
     element: view.element,
     write: (text) => run("write", text),
     read: (text) => run("read", text),
-    stop: () => pane.stream && post(`${streamPath(pane)}/stop`).catch((error) => showRefusal(view.problem, error)),
+    stop: () =>
+      pane.stream &&
+      post(`${streamPath(pane)}/stop`).catch((error) => showRefusal(view.problem, error)),
     close: () => controller.abort(),
   };
 }
 
 function paneView(models, wanted, place, signal) {
-  const first = models.find(({ id }) => id === wanted.model) ?? models[Math.min(place, models.length - 1)];
+  const first =
+    models.find(({ id }) => id === wanted.model) ?? models[Math.min(place, models.length - 1)];
   const view = {
-    model: choice(models.map(({ id, name }) => [id, name]), first.id, null, { id: `play-model-${place}` }),
+    model: choice(
+      models.map(({ id, name }) => [id, name]),
+      first.id,
+      null,
+      { id: `play-model-${place}` },
+    ),
     step: h("select", { id: `play-step-${place}` }),
-    device: choice([["cpu", "CPU"], ["gpu", "GPU"], ["tpu", "TPU"]], "cpu", null, { id: `play-device-${place}` }),
+    device: choice(
+      [
+        ["cpu", "CPU"],
+        ["gpu", "GPU"],
+        ["tpu", "TPU"],
+      ],
+      "cpu",
+      null,
+      { id: `play-device-${place}` },
+    ),
     status: h("p", { class: "small soft", role: "status", id: `play-status-${place}` }),
     problem: h("div"),
     learn: h("input", { type: "checkbox", checked: true, id: `learn-${place}` }),
@@ -67,13 +91,50 @@ function paneView(models, wanted, place, signal) {
     mode: { onchange: () => {} },
     learnRow: null,
   };
-  view.modes = segments([["completion", t("play.completion")], ["chat", t("play.chat")]], "completion", (mode) => view.mode.onchange(mode), t("play.mode"));
-  view.learnRow = h("div", { class: "learn-row" }, h("label", { class: "check switch" }, view.learn, h("b", {}, t("play.learn"))), h("span", { class: "faint" }, t("play.learn_why")));
+  view.modes = segments(
+    [
+      ["completion", t("play.completion")],
+      ["chat", t("play.chat")],
+    ],
+    "completion",
+    (mode) => view.mode.onchange(mode),
+    t("play.mode"),
+  );
+  view.learnRow = h(
+    "div",
+    { class: "learn-row" },
+    h("label", { class: "check switch" }, view.learn, h("b", {}, t("play.learn"))),
+    h("span", { class: "faint" }, t("play.learn_why")),
+  );
   view.modeNote = h("p", { class: "faint" });
   view.element = h(
     "section",
-    { class: "pane stack", "aria-label": t("play.pane", { n: place + 1 }), dataset: { pane: place } },
-    h("div", { class: "panel stack tight" }, h("div", { class: "pane-choice" }, labelled(t("play.model"), view.model), labelled(t("play.step"), view.step), labelled(t("play.device"), view.device)), view.status, view.problem, h("div", { class: "row apart" }, view.modes.element, h("div", { class: "row" }, view.reset, view.states)), view.modeNote, view.learnRow),
+    {
+      class: "pane stack",
+      "aria-label": t("play.pane", { n: place + 1 }),
+      dataset: { pane: place },
+    },
+    h(
+      "div",
+      { class: "panel stack tight" },
+      h(
+        "div",
+        { class: "pane-choice" },
+        labelled(t("play.model"), view.model),
+        labelled(t("play.step"), view.step),
+        labelled(t("play.device"), view.device),
+      ),
+      view.status,
+      view.problem,
+      h(
+        "div",
+        { class: "row apart" },
+        view.modes.element,
+        h("div", { class: "row" }, view.reset, view.states),
+      ),
+      view.modeNote,
+      view.learnRow,
+    ),
     view.inner.element,
     h("div", { class: "panel flush conversation-panel" }, view.transcript.element, view.stats),
   );
@@ -82,7 +143,15 @@ function paneView(models, wanted, place, signal) {
 
 function drawSteps(view, models, wanted) {
   const { steps = [] } = models.find(({ id }) => id === view.model.value) ?? {};
-  const options = [...steps].reverse().map((step) => h("option", { value: step, selected: String(step) === String(wanted) }, t("play.step_n", { step: number(step) })));
+  const options = [...steps]
+    .reverse()
+    .map((step) =>
+      h(
+        "option",
+        { value: step, selected: String(step) === String(wanted) },
+        t("play.step_n", { step: number(step) }),
+      ),
+    );
   put(view.step, h("option", { value: "" }, t("play.newest")), options);
   view.step.disabled = !steps.length;
 }
@@ -92,16 +161,27 @@ async function loadModel(own) {
   Object.assign(pane, { player: null, stream: null });
   showRefusal(problem, null);
   own.inner.clear();
-  const asked = { model: model.value, step: step.value ? Number(step.value) : null, device: device.value };
+  const asked = {
+    model: model.value,
+    step: step.value ? Number(step.value) : null,
+    device: device.value,
+  };
   try {
     const player = await loadPlayer(asked, (words) => put(status, words), signal);
     if (model.value !== asked.model || signal.aborted) return;
-    if (player.card) return void (put(status), put(problem, errorCard(player.card, () => {})));
+    if (player.card)
+      return void (
+        put(status),
+        put(
+          problem,
+          errorCard(player.card, () => {}),
+        )
+      );
     pane.player = player;
     describe(own, player.description ?? {});
     await resume(own);
   } catch (error) {
-    if (error.name !== "AbortError") put(status), put(problem, refusal(error));
+    if (error.name !== "AbortError") (put(status), put(problem, refusal(error)));
   }
 }
 
@@ -109,7 +189,16 @@ function describe(own, description) {
   const { pane, status, learn, learnRow, modeNote } = own;
   const newer = pane.player.newer_step;
   const step = pane.player.step;
-  put(status, [description.name, step !== null && step !== undefined && t("play.step_n", { step: number(step) }), newer && t("play.newer", { step: number(newer) })].filter(Boolean).join(" · "));
+  put(
+    status,
+    [
+      description.name,
+      step !== null && step !== undefined && t("play.step_n", { step: number(step) }),
+      newer && t("play.newer", { step: number(newer) }),
+    ]
+      .filter(Boolean)
+      .join(" · "),
+  );
   learn.disabled = !description.uses_ttt;
   learnRow.hidden = !description.uses_ttt;
   own.inner.element.hidden = !description.uses_ttt;
@@ -140,7 +229,11 @@ async function begin(own) {
   showRefusal(problem, null);
   try {
     if (pane.stream) remove(streamPath(pane)).catch(() => {});
-    const { id } = await post(`play/${segment(pane.player.id)}/streams`, { mode: pane.mode, system: "", learn: pane.learn });
+    const { id } = await post(`play/${segment(pane.player.id)}/streams`, {
+      mode: pane.mode,
+      system: "",
+      learn: pane.learn,
+    });
     pane.stream = id;
     sessionStorage.setItem(`bitttt.stream.${pane.place}.${pane.player.id}`, id);
     own.transcript.clear(pane.mode);
@@ -168,7 +261,9 @@ async function setLearn(own) {
   const { pane, learn, problem } = own;
   pane.learn = learn.checked;
   if (!pane.stream) return;
-  await post(`${streamPath(pane)}/learn`, { on: pane.learn }).catch((error) => showRefusal(problem, error));
+  await post(`${streamPath(pane)}/learn`, { on: pane.learn }).catch((error) =>
+    showRefusal(problem, error),
+  );
 }
 
 async function reset(own) {

@@ -9,7 +9,10 @@ const LOOK_MS = 500;
 export async function loadPlayer({ model, step, device }, tell, signal) {
   tell(t("play.loading"));
   const { players } = await get("play", {}, { signal });
-  const isWanted = (player) => player.model === model && player.device === device && (step === null ? !player.pinned : player.pinned && player.step === step);
+  const isWanted = (player) =>
+    player.model === model &&
+    player.device === device &&
+    (step === null ? !player.pinned : player.pinned && player.step === step);
   const there = players.find((player) => player.state === "ready" && isWanted(player));
   const id = there?.id ?? (await post("play", { model, step, device }, { signal })).id;
   const started = Date.now();
@@ -24,4 +27,5 @@ export async function loadPlayer({ model, step, device }, tell, signal) {
 }
 
 /** The address of a pane's stream. */
-export const streamPath = ({ player, stream }) => `play/${segment(player.id)}/streams/${segment(stream)}`;
+export const streamPath = ({ player, stream }) =>
+  `play/${segment(player.id)}/streams/${segment(stream)}`;

@@ -47,23 +47,47 @@ export function errorCard(card, act) {
     h("h2", {}, card.title),
     card.why && h("p", {}, card.why),
     card.detail && card.detail !== card.why && h("p", { class: "small soft mono" }, card.detail),
-    card.hints?.length > 0 && h("div", { class: "small" }, h("h3", {}, t("card.try")), h("ul", { class: "hints" }, card.hints.map((hint) => h("li", {}, hint)))),
+    card.hints?.length > 0 &&
+      h(
+        "div",
+        { class: "small" },
+        h("h3", {}, t("card.try")),
+        h(
+          "ul",
+          { class: "hints" },
+          card.hints.map((hint) => h("li", {}, hint)),
+        ),
+      ),
     actions.length > 0 && h("div", { class: "row" }, actions),
     changesNote(card.actions),
-    h("div", { class: "row" }, button(t("card.copy"), () => copy(card.diagnostics ?? card.title), { class: "quiet" }), card.exit_code !== null && card.exit_code !== undefined && h("span", { class: "faint" }, t("card.exit_code", { code: card.exit_code }))),
+    h(
+      "div",
+      { class: "row" },
+      button(t("card.copy"), () => copy(card.diagnostics ?? card.title), { class: "quiet" }),
+      card.exit_code !== null &&
+        card.exit_code !== undefined &&
+        h("span", { class: "faint" }, t("card.exit_code", { code: card.exit_code })),
+    ),
     folded(t("card.traceback"), card.traceback),
     folded(t("card.tail"), card.tail?.join("\n")),
   );
 }
 
 function actionLabel({ label_key: key, label, changes }) {
-  return translated(`card.action.${key}`, label).replace("{value}", String(Object.values(changes ?? {})[0] ?? ""));
+  return translated(`card.action.${key}`, label).replace(
+    "{value}",
+    String(Object.values(changes ?? {})[0] ?? ""),
+  );
 }
 
 function changesNote(actions = []) {
-  return actions.some((action) => action.changes) && h("p", { class: "faint" }, t("card.changes_note"));
+  return (
+    actions.some((action) => action.changes) && h("p", { class: "faint" }, t("card.changes_note"))
+  );
 }
 
 function folded(title, text) {
-  return text && h("details", {}, h("summary", {}, title), h("pre", { class: "block small" }, text));
+  return (
+    text && h("details", {}, h("summary", {}, title), h("pre", { class: "block small" }, text))
+  );
 }

@@ -1,46 +1,126 @@
 // The curves of a run, and of others laid over it.
 
 import { chart } from "../charts.js";
-import { h, put } from "../dom.js";
+import { h } from "../dom.js";
 import { on } from "../events.js";
 import { bytes, count, loss, number, percent } from "../format.js";
 import { t } from "../i18n.js";
-import { smooth } from "../series.js";
+import { store, stored } from "../prefs.js";
 import { allRuns, info } from "../store.js";
-import { button, choice, levelOf } from "./basics.js";
-import { devicesOf, drawDevices } from "./devices.js";
-
-const COLOURS = ["c1", "c2", "c3", "c4", "c5", "c6"];
-const DASHES = [undefined, [8, 4], [2, 3]];
-const GIB = 2 ** 30;
+import { button, choice } from "./basics.js";
+import { lossCurves, tagCurves } from "./run_curves.js";
+import { GIB, drawMemory, showMemory } from "./run_memory.js";
 
 // Every chart: its tags with their names, and when it is shown.
 const CHARTS = [
   { key: "lr", tags: [["lr", "chart.lr"]] },
   { key: "grad_norm", tags: [["grad_norm", "chart.grad_norm"]], log: true },
   { key: "speed", tags: [["perf/tokens_per_s", "chart.speed"]], format: count, zero: true },
-  { key: "ternary", tags: [["quant/zero_share", "chart.zero_share"], ["quant/flip_share", "chart.flip_share"]], format: (v) => percent(v) },
-  { key: "inner", tags: [["ttt/inner_loss_initial", "chart.inner_initial"], ["ttt/inner_loss_current", "chart.inner_current"], ["ttt/inner_loss_updated", "chart.inner_updated"]] },
-  { key: "drift", tags: [["ttt/fast_drift", "chart.fast_drift"], ["ttt/inner_rate", "chart.inner_rate"]] },
-  { key: "threshold", tags: [["quant/threshold_distance", "chart.threshold"], ["quant/scale", "chart.scale"]] },
+  {
+    key: "ternary",
+    tags: [
+      ["quant/zero_share", "chart.zero_share"],
+      ["quant/flip_share", "chart.flip_share"],
+    ],
+    format: (v) => percent(v),
+  },
+  {
+    key: "inner",
+    tags: [
+      ["ttt/inner_loss_initial", "chart.inner_initial"],
+      ["ttt/inner_loss_current", "chart.inner_current"],
+      ["ttt/inner_loss_updated", "chart.inner_updated"],
+    ],
+  },
+  {
+    key: "drift",
+    tags: [
+      ["ttt/fast_drift", "chart.fast_drift"],
+      ["ttt/inner_rate", "chart.inner_rate"],
+    ],
+  },
+  {
+    key: "threshold",
+    tags: [
+      ["quant/threshold_distance", "chart.threshold"],
+      ["quant/scale", "chart.scale"],
+    ],
+  },
 ];
-const SHOWN_ELSEWHERE = /^(train|eval|final)\/(loss|ppl|bpb|loss_error|tokens)$|^mem\/|^perf\/step_s$/;
+const SHOWN_ELSEWHERE =
+  /^(train|eval|final)\/(loss|ppl|bpb|loss_error|tokens)$|^mem\/|^perf\/step_s$/;
 
 /** The panel of charts; `draw()` after new numbers, `describe(run)` after news of the run. */
 export function runCharts(id, others, runs, onoverlay, signal) {
   const state = { smoothing: stored("smoothing", 0.6), log: stored("log", false), shown: {} };
   const grid = h("div", { class: "charts" });
-  const main = chart({ title: t("chart.loss"), hint: t("chart.loss.hint"), height: 340, class: "wide", format: loss }, signal);
-  const memory = chart({ title: t("chart.memory"), hint: t("chart.memory.hint"), format: (v) => bytes(v * GIB), tick: number, yRange: (_, high) => [0, 1.15 * (high || 1)] }, signal);
-  const small = CHARTS.map((spec) => ({ spec, ...chart({ title: t(`chart.title.${spec.key}`), hint: t(`chart.hint.${spec.key}`), log: spec.log, format: spec.format, yRange: spec.zero ? (_, high) => [0, 1.1 * (high || 1)] : undefined }, signal) }));
+  const main = chart(
+    {
+      title: t("chart.loss"),
+      hint: t("chart.loss.hint"),
+      height: 340,
+      class: "wide",
+      format: loss,
+    },
+    signal,
+  );
+  const memory = chart(
+    {
+      title: t("chart.memory"),
+      hint: t("chart.memory.hint"),
+      format: (v) => bytes(v * GIB),
+      tick: number,
+      yRange: (_, high) => [0, 1.15 * (high || 1)],
+    },
+    signal,
+  );
+  const small = CHARTS.map((spec) => ({
+    spec,
+    ...chart(
+      {
+        title: t(`chart.title.${spec.key}`),
+        hint: t(`chart.hint.${spec.key}`),
+        log: spec.log,
+        format: spec.format,
+        yRange: spec.zero ? (_, high) => [0, 1.1 * (high || 1)] : undefined,
+      },
+      signal,
+    ),
+  }));
   const devices = h("div", { class: "panel", hidden: true });
   const more = h("div", { class: "charts" });
   const memoryNote = h("div");
-  const redraw = () => drawAll(id, runs, state, { main, memory, small, more, devices, memoryNote }, signal);
-  grid.append(main.element, ...small.slice(0, 5).map((c) => c.element), memory.element, ...small.slice(5).map((c) => c.element));
-  const element = h("div", { class: "stack" }, controls(state, others, onoverlay, id, redraw), memoryNote, grid, devices, h("details", { ontoggle: redraw, class: "more-charts" }, h("summary", {}, t("chart.more")), more));
-  info().then((facts) => ((state.hostLimit = facts.memory_bytes), redraw()), () => {});
-  on("system", (system) => ((state.pressure = system.pressure), showMemory(state, memoryNote)), signal);
+  const redraw = () =>
+    drawAll(id, runs, state, { main, memory, small, more, devices, memoryNote }, signal);
+  grid.append(
+    main.element,
+    ...small.slice(0, 5).map((c) => c.element),
+    memory.element,
+    ...small.slice(5).map((c) => c.element),
+  );
+  const element = h(
+    "div",
+    { class: "stack" },
+    controls(state, others, onoverlay, id, redraw),
+    memoryNote,
+    grid,
+    devices,
+    h(
+      "details",
+      { ontoggle: redraw, class: "more-charts" },
+      h("summary", {}, t("chart.more")),
+      more,
+    ),
+  );
+  info().then(
+    (facts) => ((state.hostLimit = facts.memory_bytes), redraw()),
+    () => {},
+  );
+  on(
+    "system",
+    (system) => ((state.pressure = system.pressure), showMemory(state, memoryNote)),
+    signal,
+  );
   const describe = (run) => ((state.devices = run.devices ?? state.devices), redraw());
   on("run", (run) => run.id === id && run.devices && describe(run), signal);
   return { element, draw: redraw, describe };
@@ -54,12 +134,53 @@ function controls(state, others, onoverlay, id, redraw) {
     store("smoothing", state.smoothing);
     redraw();
   };
-  const slider = h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.smoothing, oninput: onsmooth, id: "smoothing" });
-  const log = h("input", { type: "checkbox", checked: state.log, id: "log-scale", onchange: () => ((state.log = log.checked), store("log", log.checked), redraw()) });
-  const overlay = choice([["", t("chart.overlay")]], "", (name) => name && onoverlay([...others, name]), { "aria-label": t("chart.overlay"), class: "overlay" });
-  allRuns().then((all) => overlay.append(...all.filter((run) => run.id !== id && !others.includes(run.id)).map((run) => h("option", { value: run.id }, run.id))), () => {});
-  const laid = others.map((name) => button(`${name} ×`, () => onoverlay(others.filter((other) => other !== name)), { class: "quiet", "aria-label": t("chart.overlay_remove", { name }) }));
-  return h("div", { class: "row chart-tools" }, h("label", { class: "check", for: "smoothing" }, t("chart.smoothing")), slider, words, h("label", { class: "check switch" }, log, t("chart.log")), overlay, laid, h("span", { class: "faint" }, t("chart.zoom")));
+  const slider = h("input", {
+    type: "range",
+    min: 0,
+    max: 0.98,
+    step: 0.02,
+    value: state.smoothing,
+    oninput: onsmooth,
+    id: "smoothing",
+  });
+  const log = h("input", {
+    type: "checkbox",
+    checked: state.log,
+    id: "log-scale",
+    onchange: () => ((state.log = log.checked), store("log", log.checked), redraw()),
+  });
+  const overlay = choice(
+    [["", t("chart.overlay")]],
+    "",
+    (name) => name && onoverlay([...others, name]),
+    { "aria-label": t("chart.overlay"), class: "overlay" },
+  );
+  allRuns().then(
+    (all) =>
+      overlay.append(
+        ...all
+          .filter((run) => run.id !== id && !others.includes(run.id))
+          .map((run) => h("option", { value: run.id }, run.id)),
+      ),
+    () => {},
+  );
+  const laid = others.map((name) =>
+    button(`${name} ×`, () => onoverlay(others.filter((other) => other !== name)), {
+      class: "quiet",
+      "aria-label": t("chart.overlay_remove", { name }),
+    }),
+  );
+  return h(
+    "div",
+    { class: "row chart-tools" },
+    h("label", { class: "check", for: "smoothing" }, t("chart.smoothing")),
+    slider,
+    words,
+    h("label", { class: "check switch" }, log, t("chart.log")),
+    overlay,
+    laid,
+    h("span", { class: "faint" }, t("chart.zoom")),
+  );
 }
 
 function drawAll(id, runs, state, view, signal) {
@@ -74,76 +195,13 @@ function drawAll(id, runs, state, view, signal) {
   drawMore(names, runs, state, view.more, signal);
 }
 
-// Train as a line with the raw values faint behind it, validation as points: never by colour alone.
-function lossCurves(names, runs, smoothing) {
-  return names.flatMap((name, index) => {
-    const series = runs.get(name);
-    const [train, held] = [series.get("train/loss"), series.get("eval/loss")];
-    const prefix = names.length > 1 ? `${name}: ` : "";
-    const colour = COLOURS[index % COLOURS.length];
-    const second = names.length > 1 ? colour : "c2";
-    const raw = smoothing ? [{ label: "", colour, ...train, faint: true, width: 1 }] : [];
-    return [
-      ...raw,
-      { label: prefix + t("chart.train"), colour, step: train.step, value: smooth(train.value, smoothing) },
-      { label: prefix + t("chart.eval"), colour: second, ...held, points: true, dash: [6, 4] },
-    ];
-  });
-}
-
-function tagCurves(names, runs, tags, smoothing) {
-  return names.flatMap((name, place) =>
-    tags.flatMap(([tag, label], index) => {
-      const curve = runs.get(name).get(tag);
-      if (!curve.step.length) return [];
-      const several = names.length > 1;
-      const colour = COLOURS[(several ? place : index) % COLOURS.length];
-      const words = label.startsWith("chart.") ? t(label) : label;
-      const long = tags.length > 1 ? `${name}: ${words}` : name;
-      return [{ label: several ? long : words, colour, dash: DASHES[index % DASHES.length], step: curve.step, value: tag === "lr" ? curve.value : smooth(curve.value, smoothing), width: 1.8 }];
-    }),
-  );
-}
-
-function drawMemory(id, names, runs, state, view) {
-  const tags = [["mem/host_peak_gib", "chart.memory_host"], ["mem/peak_gib", "chart.memory_device"]];
-  const curves = tagCurves(names, runs, tags, 0);
-  const series = runs.get(id);
-  const limits = limitsOf(series, state);
-  const usage = limits.map((limit) => ({ ...limit, share: (series.last(limit.tag) ?? 0) / limit.value }));
-  const near = usage.filter(({ share }) => share > 0.3); // a far limit would press the curve flat
-  view.memory.element.hidden = !curves.length;
-  view.memory.draw(curves, { lines: near.map(({ value, label }) => ({ value, label, colour: "bad" })) });
-  state.usage = usage;
-  showMemory(state, view.memoryNote);
-  view.devices.hidden = !state.devices?.length;
-  if (state.devices?.length) {
-    const holder = h("div");
-    drawDevices(holder, devicesOf(state.devices));
-    put(view.devices, h("h2", {}, t("devices.title")), holder);
-  }
-}
-
-function limitsOf(series, state) {
-  const device = state.devices?.length ? state.devices[0].limit / GIB : null;
-  const limits = [];
-  if (series.has("mem/host_peak_gib") && state.hostLimit) limits.push({ tag: "mem/host_peak_gib", value: state.hostLimit / GIB, label: t("chart.limit_host") });
-  if (series.has("mem/peak_gib") && device) limits.push({ tag: "mem/peak_gib", value: device, label: t("chart.limit_device") });
-  return limits;
-}
-
-// A warning before it is too late: of the devices, of the host, or of both.
-function showMemory(state, holder) {
-  const worst = Math.max(0, ...(state.usage ?? []).map(({ share }) => share));
-  const level = state.pressure === "full" || levelOf(worst) === "full" ? "full" : state.pressure === "high" || levelOf(worst) === "high" ? "high" : "ok";
-  put(holder, level !== "ok" && h("div", { class: `card ${level === "full" ? "bad" : "warn"} compact`, role: "status" }, t(`memory.${level}`)));
-}
-
 // All other numbers of the run, each in a chart of its own.
 function drawMore(names, runs, state, holder, signal) {
   if (!holder.parentElement?.open) return;
   const known = new Set(CHARTS.flatMap(({ tags }) => tags.map(([tag]) => tag)));
-  const rest = [...new Set(names.flatMap((name) => [...runs.get(name).tags.keys()]))].filter((tag) => !known.has(tag) && !SHOWN_ELSEWHERE.test(tag));
+  const rest = [...new Set(names.flatMap((name) => [...runs.get(name).tags.keys()]))].filter(
+    (tag) => !known.has(tag) && !SHOWN_ELSEWHERE.test(tag),
+  );
   for (const tag of rest.sort()) {
     state.shown[tag] ??= addChart(tag, holder, signal);
     state.shown[tag].draw(tagCurves(names, runs, [[tag, tag]], state.smoothing));
@@ -154,20 +212,4 @@ function addChart(tag, holder, signal) {
   const added = chart({ title: tag, format: number }, signal);
   holder.append(added.element);
   return added;
-}
-
-function stored(name, initial) {
-  try {
-    return JSON.parse(localStorage.getItem(`bitttt.${name}`)) ?? initial;
-  } catch {
-    return initial;
-  }
-}
-
-function store(name, value) {
-  try {
-    localStorage.setItem(`bitttt.${name}`, JSON.stringify(value));
-  } catch {
-    // Without storage the choice holds until the page is left.
-  }
 }

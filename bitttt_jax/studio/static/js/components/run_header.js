@@ -10,6 +10,7 @@ import { isLive } from "../store.js";
 import { bar, button, confirmDialog, setBar, stateBadge, toast } from "./basics.js";
 import { showRefusal } from "./problem.js";
 
+const LINGERING_MS = 10_000; // between a run's end and that of its process
 const FORCE_AFTER_MS = 30_000; // a stop that takes longer than this may need force
 
 /** The head; `update(run)` with every news of the run. */
@@ -25,7 +26,7 @@ export function runHeader(id, signal) {
     actions: h("div", { class: "row" }),
     closing: h("p", { class: "faint" }, t("run.closing")),
   };
-  const state = { run: null, shown: "", stopping: false, forced: false };
+  const state = { run: null, shown: "", stopping: false, forced: false, endedAt: null };
   const call = async (path, body, said) => {
     showRefusal(view.problem, null);
     try {
@@ -47,11 +48,14 @@ export function runHeader(id, signal) {
       }
     },
     force: async () => {
-      if (await confirmDialog(t("run.force"), t("run.force_ask"), t("run.force"))) await call("stop", { force: true }, t("run.force_said"));
+      if (await confirmDialog(t("run.force"), t("run.force_ask"), t("run.force")))
+        await call("stop", { force: true }, t("run.force_said"));
     },
     resume: () => call("resume", {}, t("run.resume_said")),
     remove: async () => {
-      if (await confirmDialog(t("run.delete"), t("run.delete_ask", { name: id }), t("run.delete"))) {
+      if (
+        await confirmDialog(t("run.delete"), t("run.delete_ask", { name: id }), t("run.delete"))
+      ) {
         if (await call("delete", {}, t("run.delete_said"))) go("runs");
       }
     },
@@ -60,14 +64,32 @@ export function runHeader(id, signal) {
   const draw = () => state.run && show(id, state, view, commands);
   const update = (run) => {
     state.run = { ...state.run, ...run };
+    const isLingering = state.run.alive && !isLive(state.run);
+    state.endedAt = isLingering ? (state.endedAt ?? Date.now()) : null;
+    if (isLingering) setTimeout(draw, LINGERING_MS);
     if (!run.alive || !isLive(run)) state.stopping = state.forced = false;
     draw();
   };
   const element = h(
     "header",
     { class: "run-head" },
-    h("div", { class: "row apart" }, h("div", { class: "row" }, h("h1", {}, id), view.badge), view.actions),
-    h("div", { class: "run-meter" }, view.meter, h("div", { class: "row apart small" }, h("span", { class: "row" }, view.far, view.phase), view.eta)),
+    h(
+      "div",
+      { class: "row apart" },
+      h("div", { class: "row" }, h("h1", {}, id), view.badge),
+      view.actions,
+    ),
+    h(
+      "div",
+      { class: "run-meter" },
+      view.meter,
+      h(
+        "div",
+        { class: "row apart small" },
+        h("span", { class: "row" }, view.far, view.phase),
+        view.eta,
+      ),
+    ),
     view.facts,
     view.closing,
     view.problem,
@@ -78,37 +100,73 @@ export function runHeader(id, signal) {
 function show(id, state, view, commands) {
   const { run } = state;
   const live = isLive(run);
-  put(view.badge, stateBadge(run), !live && run.alive && h("span", { class: "faint" }, t("run.lingering")));
+  const lingers = state.endedAt !== null && Date.now() - state.endedAt >= LINGERING_MS;
+  put(view.badge, stateBadge(run), lingers && h("span", { class: "faint" }, t("run.lingering")));
   setBar(view.meter, run.steps ? run.step / run.steps : live ? null : 0);
   put(view.far, t("run.step_of", { step: number(run.step), steps: number(run.steps) }));
   put(view.phase, live ? run.phase : "");
-  put(view.eta, live && run.eta_s !== null && run.eta_s !== undefined ? t("job.left", { time: duration(run.eta_s) }) : run.updated ? ago(run.updated) : "");
+  put(
+    view.eta,
+    live && run.eta_s !== null && run.eta_s !== undefined
+      ? t("job.left", { time: duration(run.eta_s) })
+      : run.updated
+        ? ago(run.updated)
+        : "",
+  );
   view.closing.hidden = !live;
   drawFacts(view.facts, run);
-  const shape = [live, run.alive, run.state, run.can_resume, run.can_stop, state.stopping, state.forced].join();
+  const shape = [
+    live,
+    lingers,
+    run.state,
+    run.can_resume,
+    run.can_stop,
+    state.stopping,
+    state.forced,
+  ].join();
   if (shape === state.shown) return; // or a button would vanish under a click
   state.shown = shape;
-  put(view.actions, actionButtons(id, state, commands, live));
+  put(view.actions, actionButtons(id, state, commands, { live, lingers }));
 }
 
-function actionButtons(id, { run, stopping, forced }, commands, live) {
+function actionButtons(id, { run, stopping, forced }, commands, { live, lingers }) {
   const buttons = [];
   if (live) {
     const isStopping = stopping || run.state === "stopping";
-    buttons.push(button(isStopping ? t("run.stopping") : t("run.stop"), commands.stop, { class: "primary", id: "stop-run", disabled: isStopping && !forced }));
-    if (isStopping || run.not_responding) buttons.push(button(t("run.force"), commands.force, { class: "danger", id: "force-run" }));
-  } else if (run.alive) {
+    buttons.push(
+      button(isStopping ? t("run.stopping") : t("run.stop"), commands.stop, {
+        class: "primary",
+        id: "stop-run",
+        disabled: isStopping && !forced,
+      }),
+    );
+    if (isStopping || run.not_responding)
+      buttons.push(button(t("run.force"), commands.force, { class: "danger", id: "force-run" }));
+  } else if (lingers) {
     buttons.push(button(t("run.force"), commands.force, { class: "danger", id: "force-run" }));
   } else if (run.can_resume && run.state !== "finished") {
     buttons.push(button(t("run.resume"), commands.resume, { class: "primary", id: "resume-run" }));
   }
   buttons.push(
-    h("a", { class: "button", id: "play-run", href: link("play", [], { model: id }) }, t("run.play")),
-    h("a", { class: "button", id: "export-run", href: link("export", [], { model: id }) }, t("nav.export")),
-    h("a", { class: "button", id: "clone-run", href: link("new", [], { clone: id }) }, t("run.clone")),
+    h(
+      "a",
+      { class: "button", id: "play-run", href: link("play", [], { model: id }) },
+      t("run.play"),
+    ),
+    h(
+      "a",
+      { class: "button", id: "export-run", href: link("export", [], { model: id }) },
+      t("nav.export"),
+    ),
+    h(
+      "a",
+      { class: "button", id: "clone-run", href: link("new", [], { clone: id }) },
+      t("run.clone"),
+    ),
     button(t("run.tensorboard"), commands.board, { class: "quiet" }),
   );
-  if (!live && !run.alive) buttons.push(button(t("run.delete"), commands.remove, { class: "quiet danger" }));
+  if (!live && !lingers)
+    buttons.push(button(t("run.delete"), commands.remove, { class: "quiet danger" }));
   return buttons;
 }
 
@@ -119,7 +177,17 @@ function drawFacts(holder, run) {
     [t("run.speed"), run.tokens_per_s ? t("unit.tokens_s", { n: count(run.tokens_per_s) }) : null],
     [t("run.preset"), run.preset],
     [t("run.mixers"), run.mixers?.map((mixer) => mixer.replace("_", "-")).join(" + ")],
-    [t("run.weights"), run.ternary === undefined ? null : t(run.ternary ? "run.weights.ternary" : "run.weights.float")],
+    [
+      t("run.weights"),
+      run.ternary === undefined
+        ? null
+        : t(run.ternary ? "run.weights.ternary" : "run.weights.float"),
+    ],
   ];
-  put(holder, facts.filter(([, value]) => value).map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))));
+  put(
+    holder,
+    facts
+      .filter(([, value]) => value)
+      .map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))),
+  );
 }

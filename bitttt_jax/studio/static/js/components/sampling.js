@@ -16,20 +16,54 @@ const KNOBS = {
 
 /** The controls; `values()` is what a request takes. */
 export function sampling() {
-  const inputs = Object.fromEntries(Object.entries(KNOBS).map(([name, [initial, min, max, step]]) => [name, h("input", { type: "number", class: "num", id: `sampling-${name}`, min, max, step, value: initial })]));
-  const seed = h("input", { type: "number", class: "num", id: "sampling-seed", min: 0, step: 1, placeholder: t("sampling.seed_hint") });
+  const inputs = Object.fromEntries(
+    Object.entries(KNOBS).map(([name, [initial, min, max, step]]) => [
+      name,
+      h("input", {
+        type: "number",
+        class: "num",
+        id: `sampling-${name}`,
+        min,
+        max,
+        step,
+        value: initial,
+      }),
+    ]),
+  );
+  const seed = h("input", {
+    type: "number",
+    class: "num",
+    id: "sampling-seed",
+    min: 0,
+    step: 1,
+    placeholder: t("sampling.seed_hint"),
+  });
   const stop = h("input", { id: "sampling-stop", placeholder: "\\n\\n" });
-  const fields = Object.entries(inputs).map(([name, input]) => labelled(t(`sampling.${name}`), input, t(`sampling.${name}.why`)));
-  const reset = button(t("form.reset"), () => Object.entries(KNOBS).forEach(([name, [initial]]) => (inputs[name].value = initial)), { class: "quiet" });
+  const fields = Object.entries(inputs).map(([name, input]) =>
+    labelled(t(`sampling.${name}`), input, t(`sampling.${name}.why`)),
+  );
+  const reset = button(
+    t("form.reset"),
+    () => Object.entries(KNOBS).forEach(([name, [initial]]) => (inputs[name].value = initial)),
+    { class: "quiet" },
+  );
   const element = h(
     "details",
     { class: "sampling" },
     h("summary", {}, t("sampling.title")),
-    h("div", { class: "sampling-grid" }, fields, labelled(t("sampling.seed"), seed, t("sampling.seed.why")), labelled(t("sampling.stop"), stop, t("sampling.stop.why"))),
+    h(
+      "div",
+      { class: "sampling-grid" },
+      fields,
+      labelled(t("sampling.seed"), seed, t("sampling.seed.why")),
+      labelled(t("sampling.stop"), stop, t("sampling.stop.why")),
+    ),
     reset,
   );
   const values = () => {
-    const chosen = Object.fromEntries(Object.entries(inputs).map(([name, input]) => [name, Number(input.value)]));
+    const chosen = Object.fromEntries(
+      Object.entries(inputs).map(([name, input]) => [name, Number(input.value)]),
+    );
     if (seed.value !== "") chosen.seed = Number(seed.value);
     if (stop.value) chosen.stop = [stop.value.replaceAll("\\n", "\n").replaceAll("\\t", "\t")];
     return chosen;

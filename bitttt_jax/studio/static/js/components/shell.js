@@ -14,21 +14,49 @@ const KEYS = { r: "runs", n: "new", d: "data", p: "play", e: "export", s: "syste
 /** Draws the rail; `redraw` draws the page anew after a change of language. */
 export function drawRail(rail, redraw) {
   const items = PAGES.map((name) =>
-    h("li", {}, h("a", { href: link(name), dataset: { page: name } }, icon(name), h("span", {}, t(`nav.${name}`)), name === "runs" && h("i", { class: "pulse", hidden: true, title: t("nav.live") }))),
+    h(
+      "li",
+      {},
+      h(
+        "a",
+        { href: link(name), dataset: { page: name } },
+        icon(name),
+        h("span", {}, t(`nav.${name}`)),
+        name === "runs" && h("i", { class: "pulse", hidden: true, title: t("nav.live") }),
+      ),
+    ),
   );
   const language = Object.entries(LANGUAGES).map(([code, label]) =>
-    button(label, () => setLanguage(code).then(redraw), { class: "quiet", lang: code, "aria-pressed": code === currentLanguage() }),
+    button(label, () => setLanguage(code).then(redraw), {
+      class: "quiet",
+      lang: code,
+      "aria-pressed": code === currentLanguage(),
+    }),
   );
   put(
     rail,
-    h("a", { class: "brand", href: link("runs") }, h("img", { src: "static/icon.svg", alt: "" }), h("span", {}, "bitttt ", h("small", {}, "studio"))),
+    h(
+      "a",
+      { class: "brand", href: link("runs") },
+      h("img", { src: "static/icon.svg", alt: "" }),
+      h("span", {}, "bitttt ", h("small", {}, "studio")),
+    ),
     h("nav", { "aria-label": t("nav.pages") }, h("ul", {}, items)),
     h(
       "div",
       { class: "rail-foot" },
       h("p", { class: "faint note label" }, t("nav.closing")),
       h("div", { class: "row language", role: "group", "aria-label": t("nav.language") }, language),
-      h("div", { class: "row" }, themeButton(), button(icon("help"), showShortcuts, { class: "quiet icon", "aria-label": t("keys.title"), title: t("keys.title") })),
+      h(
+        "div",
+        { class: "row" },
+        themeButton(),
+        button(icon("help"), showShortcuts, {
+          class: "quiet icon",
+          "aria-label": t("keys.title"),
+          title: t("keys.title"),
+        }),
+      ),
     ),
   );
 }
@@ -56,7 +84,14 @@ export function followRuns(rail) {
 export function listenForKeys() {
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
-    if (typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    if (
+      typing ||
+      event.ctrlKey ||
+      event.metaKey ||
+      event.altKey ||
+      document.querySelector("dialog[open]")
+    )
+      return;
     if (event.key === "?") showShortcuts();
     else if (event.key === "/") focusSearch(event);
     else if (event.key === "t") turnTheme();
@@ -75,7 +110,11 @@ function themeButton() {
   const name = theme();
   const symbol = { light: "sun", dark: "moon", auto: "auto" }[name];
   const label = t(`theme.${name}`);
-  return button(icon(symbol), turnTheme, { class: "quiet icon theme", "aria-label": label, title: label });
+  return button(icon(symbol), turnTheme, {
+    class: "quiet icon theme",
+    "aria-label": label,
+    title: label,
+  });
 }
 
 function turnTheme() {
@@ -93,7 +132,9 @@ function showShortcuts() {
     ["Ctrl Enter", t("keys.send")],
     ["Esc", t("keys.close")],
   ];
-  const body = rows.map(([key, what]) => h("tr", {}, h("td", {}, h("kbd", {}, key)), h("td", {}, what)));
+  const body = rows.map(([key, what]) =>
+    h("tr", {}, h("td", {}, h("kbd", {}, key)), h("td", {}, what)),
+  );
   openDialog(t("keys.title"), h("table", {}, h("tbody", {}, body)));
 }
 
@@ -101,4 +142,3 @@ function showShortcuts() {
 export function setTitle(text) {
   document.title = text ? `${text} · bitttt studio` : "bitttt studio";
 }
-

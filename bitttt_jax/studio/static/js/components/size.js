@@ -9,13 +9,29 @@ import { t } from "../i18n.js";
 export function sizeDial(state, onchange, onerror) {
   const { sizes } = state.schema;
   const words = h("output", { class: "size-words", for: "size-dial" });
-  const dial = h("input", { type: "range", id: "size-dial", min: 0, max: sizes.length - 1, step: 1, list: "sizes", oninput: () => (describe(), turn()) });
-  const labels = h("div", { class: "size-labels faint", "aria-hidden": "true" }, sizes.map((size) => h("span", {}, size.label ?? size.name)));
+  const dial = h("input", {
+    type: "range",
+    id: "size-dial",
+    min: 0,
+    max: sizes.length - 1,
+    step: 1,
+    list: "sizes",
+    oninput: () => (describe(), turn()),
+  });
+  const labels = h(
+    "div",
+    { class: "size-labels faint", "aria-hidden": "true" },
+    sizes.map((size) => h("span", {}, size.label ?? size.name)),
+  );
   let touched = false;
   const turn = debounce(async () => {
     touched = true;
     try {
-      const { values } = await post("form/size", { preset: state.preset, values: state.values, size: sizes[Number(dial.value)].name });
+      const { values } = await post("form/size", {
+        preset: state.preset,
+        values: state.values,
+        size: sizes[Number(dial.value)].name,
+      });
       onchange(values);
     } catch (error) {
       onerror(error);
@@ -28,7 +44,22 @@ export function sizeDial(state, onchange, onerror) {
     put(words, touched || size?.current ? about : t("size.untouched"));
   }
   const draw = () => describe();
-  dial.value = Math.max(0, sizes.findIndex((size) => size.current));
-  const element = h("section", { class: "panel size", hidden: !sizes.length }, h("div", { class: "row apart" }, h("label", { for: "size-dial" }, h("h2", {}, t("size.title"))), words), dial, labels, h("p", { class: "faint" }, t("size.hint")));
+  dial.value = Math.max(
+    0,
+    sizes.findIndex((size) => size.current),
+  );
+  const element = h(
+    "section",
+    { class: "panel size", hidden: !sizes.length },
+    h(
+      "div",
+      { class: "row apart" },
+      h("label", { for: "size-dial" }, h("h2", {}, t("size.title"))),
+      words,
+    ),
+    dial,
+    labels,
+    h("p", { class: "faint" }, t("size.hint")),
+  );
   return { element, draw };
 }

@@ -12,10 +12,18 @@ export function sparkline(values, label) {
   const [low, high] = [Math.min(...known), Math.max(...known)];
   const x = (index) => 2 + ((WIDTH - 4) * index) / (known.length - 1);
   const y = (value) => 3 + (HEIGHT - 6) * (high > low ? (high - value) / (high - low) : 0.5);
-  const points = known.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+  const points = known
+    .map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`)
+    .join(" ");
   return svg(
     "svg",
-    { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label, preserveAspectRatio: "none" },
+    {
+      class: "spark",
+      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+      role: "img",
+      "aria-label": label,
+      preserveAspectRatio: "none",
+    },
     svg("polygon", { points: `2,${HEIGHT} ${points} ${WIDTH - 2},${HEIGHT}` }),
     svg("polyline", { points, fill: "none", "vector-effect": "non-scaling-stroke" }),
   );

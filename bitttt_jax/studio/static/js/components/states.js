@@ -25,9 +25,17 @@ export function stateMenu(own, onloaded) {
   async function open() {
     const holder = h("div", { class: "stack" });
     const wrong = h("div");
-    const file = h("input", { type: "file", class: "visually-hidden", "aria-label": t("states.upload") });
+    const file = h("input", {
+      type: "file",
+      class: "visually-hidden",
+      "aria-label": t("states.upload"),
+    });
     const bring = h("label", { class: "button" }, t("states.upload"), file);
-    const dialog = openDialog(t("states.load"), h("div", { class: "stack" }, h("p", { class: "soft small" }, t("states.why")), wrong, holder), [bring]);
+    const dialog = openDialog(
+      t("states.load"),
+      h("div", { class: "stack" }, h("p", { class: "soft small" }, t("states.why")), wrong, holder),
+      [bring],
+    );
     const load = async (name) => {
       showRefusal(wrong, null);
       try {
@@ -51,7 +59,14 @@ export function stateMenu(own, onloaded) {
     await list().catch((error) => put(holder, refusal(error)));
   }
   const place = pane.place;
-  return { element: h("div", { class: "row" }, button(t("states.save_short"), save, { id: `save-state-${place}` }), button(t("states.load_short"), open, { id: `load-state-${place}` })) };
+  return {
+    element: h(
+      "div",
+      { class: "row" },
+      button(t("states.save_short"), save, { id: `save-state-${place}` }),
+      button(t("states.load_short"), open, { id: `load-state-${place}` }),
+    ),
+  };
 }
 
 function statesTable(states, load) {
@@ -63,8 +78,31 @@ function statesTable(states, load) {
       h(
         "li",
         {},
-        h("div", {}, h("b", {}, state.name), h("p", { class: "faint num" }, [state.model, t("data.tokens", { n: number(state.tokens) }), bytes(state.bytes), ago(state.time)].join(" · "))),
-        h("div", { class: "row" }, button(t("states.load_this"), () => load(state.name), { dataset: { state: state.name } }), h("a", { class: "button quiet", href: `api/states/${segment(state.name)}/file`, download: "" }, t("export.download"))),
+        h(
+          "div",
+          {},
+          h("b", {}, state.name),
+          h(
+            "p",
+            { class: "faint num" },
+            [
+              state.model,
+              t("data.tokens", { n: number(state.tokens) }),
+              bytes(state.bytes),
+              ago(state.time),
+            ].join(" · "),
+          ),
+        ),
+        h(
+          "div",
+          { class: "row" },
+          button(t("states.load_this"), () => load(state.name), { dataset: { state: state.name } }),
+          h(
+            "a",
+            { class: "button quiet", href: `api/states/${segment(state.name)}/file`, download: "" },
+            t("export.download"),
+          ),
+        ),
       ),
     ),
   );

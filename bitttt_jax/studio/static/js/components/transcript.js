@@ -5,13 +5,25 @@ import { t } from "../i18n.js";
 
 /** The text; `clear(mode)`, `add(role, text)` → {append, wait}. */
 export function transcript() {
-  const element = h("div", { class: "transcript", role: "log", tabindex: 0, "aria-label": t("play.transcript") });
+  const element = h("div", {
+    class: "transcript",
+    role: "log",
+    tabindex: 0,
+    "aria-label": t("play.transcript"),
+  });
   let mode = "completion";
   const follow = perFrame(() => (element.scrollTop = element.scrollHeight));
   function clear(next) {
     mode = next;
     element.className = `transcript ${mode}`;
-    put(element, h("p", { class: "faint hint" }, t(mode === "chat" ? "play.empty_chat" : "play.empty_completion")));
+    put(
+      element,
+      h(
+        "p",
+        { class: "faint hint" },
+        t(mode === "chat" ? "play.empty_chat" : "play.empty_completion"),
+      ),
+    );
   }
   function add(role, text) {
     element.querySelector(".hint")?.remove();

@@ -15,7 +15,11 @@ export function fromInput(field, text) {
     const plain = trimmed.replaceAll("_", "");
     return plain !== "" && Number.isFinite(Number(plain)) ? Number(plain) : trimmed;
   }
-  if (field.type === "list") return trimmed.split(",").map((part) => part.trim()).filter(Boolean);
+  if (field.type === "list")
+    return trimmed
+      .split(",")
+      .map((part) => part.trim())
+      .filter(Boolean);
   return text;
 }
 

@@ -31,18 +31,49 @@ export async function drawData(main, _place, signal) {
   const changed = () => (preview.refresh(), prepare.refresh());
   const steps = [
     step(1, t("data.choose"), t("data.choose.why"), sourcesPanel(state, shape, changed, signal)),
-    step(2, t("data.look"), t("data.look.why"), h("div", { class: "stack" }, cleaning(state, shape, changed), preview.element)),
-    step(3, t("data.tokenizer"), t("data.tokenizer.why"), tokenizerPanel(state, prepare.refresh, signal)),
+    step(
+      2,
+      t("data.look"),
+      t("data.look.why"),
+      h("div", { class: "stack" }, cleaning(state, shape, changed), preview.element),
+    ),
+    step(
+      3,
+      t("data.tokenizer"),
+      t("data.tokenizer.why"),
+      tokenizerPanel(state, prepare.refresh, signal),
+    ),
     step(4, t("data.prepare"), t("data.prepare.why"), prepare.element),
   ];
-  const aside = h("aside", { class: "sticky stack" }, h("section", { class: "panel stack tight" }, h("h2", {}, t("data.prepared")), prepared));
-  main.append(h("header", { class: "page-head" }, h("div", {}, h("h1", {}, t("nav.data")), h("p", {}, t("data.lead")))), h("div", { class: "columns" }, h("div", { class: "stack wide" }, steps), aside));
+  const aside = h(
+    "aside",
+    { class: "sticky stack" },
+    h("section", { class: "panel stack tight" }, h("h2", {}, t("data.prepared")), prepared),
+  );
+  main.append(
+    h(
+      "header",
+      { class: "page-head" },
+      h("div", {}, h("h1", {}, t("nav.data")), h("p", {}, t("data.lead"))),
+    ),
+    h("div", { class: "columns" }, h("div", { class: "stack wide" }, steps), aside),
+  );
   await showPrepared();
 }
 
 function step(place, title, why, content) {
   const heading = `data-step-${place}`;
-  return h("section", { class: "panel step", "aria-labelledby": heading }, h("span", { class: "step-number num", "aria-hidden": "true" }, place), h("div", { class: "stack" }, h("div", {}, h("h2", { id: heading }, title), h("p", { class: "faint" }, why)), content));
+  return h(
+    "section",
+    { class: "panel step", "aria-labelledby": heading },
+    h("span", { class: "step-number num", "aria-hidden": "true" }, place),
+    h(
+      "div",
+      { class: "stack" },
+      h("div", {}, h("h2", { id: heading }, title), h("p", { class: "faint" }, why)),
+      content,
+    ),
+  );
 }
 
 function sourcesPanel(state, shape, changed, signal) {
@@ -50,26 +81,87 @@ function sourcesPanel(state, shape, changed, signal) {
   const browser = fileBrowser((entry) => add(entry.path));
   const kinds = shape.fields.find(({ key }) => key.endsWith("sources.kind"))?.choices ?? KINDS;
   function add(path) {
-    if (!state.sources.some((source) => source.path === path)) state.sources.push({ path, kind: "auto" });
+    if (!state.sources.some((source) => source.path === path))
+      state.sources.push({ path, kind: "auto" });
     draw();
     changed();
   }
   function draw() {
-    const rows = state.sources.map((source) => sourceRow(source, kinds, changed, () => ((state.sources = state.sources.filter((other) => other !== source)), draw(), changed())));
+    const rows = state.sources.map((source) =>
+      sourceRow(
+        source,
+        kinds,
+        changed,
+        () => (
+          (state.sources = state.sources.filter((other) => other !== source)),
+          draw(),
+          changed()
+        ),
+      ),
+    );
     put(chosen, rows, !rows.length && h("li", { class: "faint" }, t("data.nothing_chosen")));
   }
   const uploaded = ({ path }) => (add(path), browser.open(""));
   draw();
   browser.open("");
-  return h("div", { class: "stack" }, h("div", { class: "columns even" }, dropZone(uploaded, signal), h("div", { class: "stack tight" }, h("h3", {}, t("data.files")), browser.element)), h("h3", {}, t("data.chosen")), chosen);
+  return h(
+    "div",
+    { class: "stack" },
+    h(
+      "div",
+      { class: "columns even" },
+      dropZone(uploaded, signal),
+      h("div", { class: "stack tight" }, h("h3", {}, t("data.files")), browser.element),
+    ),
+    h("h3", {}, t("data.chosen")),
+    chosen,
+  );
 }
 
 function sourceRow(source, kinds, changed, remove) {
-  const kind = choice(kinds.map((name) => [name, t(`data.kind.${name}`)]), source.kind, (value) => ((source.kind = value), changed()), { "aria-label": t("data.kind") });
-  const glob = h("input", { value: source.glob ?? "", placeholder: "**/*", "aria-label": t("data.glob"), onchange: () => setOrDelete(source, "glob", glob.value, changed) });
-  const field = h("input", { value: source.field ?? "", placeholder: "text", "aria-label": t("data.field"), onchange: () => setOrDelete(source, "field", field.value, changed) });
-  const more = h("details", {}, h("summary", {}, t("data.more")), h("div", { class: "row" }, labelled(t("data.glob"), glob), labelled(t("data.field"), field)));
-  return h("li", {}, h("div", { class: "row apart" }, h("code", { class: "wrap" }, source.path), h("div", { class: "row" }, kind, button(icon("close"), remove, { class: "quiet icon", "aria-label": t("data.remove", { name: source.path }) }))), more);
+  const kind = choice(
+    kinds.map((name) => [name, t(`data.kind.${name}`)]),
+    source.kind,
+    (value) => ((source.kind = value), changed()),
+    { "aria-label": t("data.kind") },
+  );
+  const glob = h("input", {
+    value: source.glob ?? "",
+    placeholder: "**/*",
+    "aria-label": t("data.glob"),
+    onchange: () => setOrDelete(source, "glob", glob.value, changed),
+  });
+  const field = h("input", {
+    value: source.field ?? "",
+    placeholder: "text",
+    "aria-label": t("data.field"),
+    onchange: () => setOrDelete(source, "field", field.value, changed),
+  });
+  const more = h(
+    "details",
+    {},
+    h("summary", {}, t("data.more")),
+    h("div", { class: "row" }, labelled(t("data.glob"), glob), labelled(t("data.field"), field)),
+  );
+  return h(
+    "li",
+    {},
+    h(
+      "div",
+      { class: "row apart" },
+      h("code", { class: "wrap" }, source.path),
+      h(
+        "div",
+        { class: "row" },
+        kind,
+        button(icon("close"), remove, {
+          class: "quiet icon",
+          "aria-label": t("data.remove", { name: source.path }),
+        }),
+      ),
+    ),
+    more,
+  );
 }
 
 function setOrDelete(source, key, value, changed) {

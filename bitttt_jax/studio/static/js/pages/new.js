@@ -41,22 +41,53 @@ async function startingPoint(query, shape) {
   }
   const changes = JSON.parse(query.changes ?? "{}");
   const values = { ...start.values, ...changes };
-  if (query.data) Object.assign(values, preparedValues({ path: query.data, tokenizer: query.tokenizer, vocab_size: Number(query.vocab_size) }));
+  if (query.data)
+    Object.assign(
+      values,
+      preparedValues({
+        path: query.data,
+        tokenizer: query.tokenizer,
+        vocab_size: Number(query.vocab_size),
+      }),
+    );
   return { ...start, values, changed: Object.keys(changes) };
 }
 
 function layout(state, signal) {
   const problem = h("div");
   const status = h("p", { class: "small", role: "status" });
-  const name = h("input", { id: "run-name", value: state.from ? nextName(state.from) : "", placeholder: t("new.name_hint"), autocomplete: "off", spellcheck: "false" });
-  const device = choice([["", t("new.device_auto")], ["cpu", "CPU"], ["gpu", "GPU"], ["tpu", "TPU"]], "", null, { id: "run-device" });
-  const startButton = button(t("new.start"), () => begin(), { class: "primary large", id: "start-run" });
+  const name = h("input", {
+    id: "run-name",
+    value: state.from ? nextName(state.from) : "",
+    placeholder: t("new.name_hint"),
+    autocomplete: "off",
+    spellcheck: "false",
+  });
+  const device = choice(
+    [
+      ["", t("new.device_auto")],
+      ["cpu", "CPU"],
+      ["gpu", "GPU"],
+      ["tpu", "TPU"],
+    ],
+    "",
+    null,
+    { id: "run-device" },
+  );
+  const startButton = button(t("new.start"), () => begin(), {
+    class: "primary large",
+    id: "start-run",
+  });
   const view = { problem, status };
   const changed = (values) => ((state.values = values), redraw(), checkSoon());
   view.fields = formFields(state, changed, signal);
   view.size = sizeDial(state, changed, (error) => showRefusal(problem, error));
   view.command = commandBox((command) => check({ command }));
-  view.estimate = estimatePanel(() => ({ preset: state.preset, values: state.values, device: device.value }), (action) => apply(action), signal);
+  view.estimate = estimatePanel(
+    () => ({ preset: state.preset, values: state.values, device: device.value }),
+    (action) => apply(action),
+    signal,
+  );
   view.presets = h("div", { class: "presets", role: "radiogroup", "aria-label": t("new.preset") });
   const redraw = () => {
     drawPresets(view.presets, state, choosePreset);
@@ -65,7 +96,11 @@ function layout(state, signal) {
   };
   async function choosePreset(preset) {
     const edited = Object.keys(state.values).length > 0;
-    if (edited && !(await confirmDialog(t("new.preset"), t("new.preset_ask", { preset }), t("new.preset_yes")))) return redraw();
+    if (
+      edited &&
+      !(await confirmDialog(t("new.preset"), t("new.preset_ask", { preset }), t("new.preset_yes")))
+    )
+      return redraw();
     state.preset = preset;
     changed({});
   }
@@ -82,8 +117,13 @@ function layout(state, signal) {
     try {
       const answer = await post("form/check", body, { signal });
       if (mine !== latest || (asked !== state.values && body.command === undefined)) return;
-      if (body.command !== undefined && answer.preset === undefined) return void showProblems(answer);
-      Object.assign(state, { checked: answer, preset: answer.preset ?? state.preset, values: answer.values ?? state.values });
+      if (body.command !== undefined && answer.preset === undefined)
+        return void showProblems(answer);
+      Object.assign(state, {
+        checked: answer,
+        preset: answer.preset ?? state.preset,
+        values: answer.values ?? state.values,
+      });
       showProblems(answer);
       if (body.command !== undefined) redraw();
     } catch (error) {
@@ -96,7 +136,13 @@ function layout(state, signal) {
     view.fields.problems(answer.problems ?? []);
     view.command.show(answer, name.value.trim());
     const loose = (answer.problems ?? []).filter(({ key }) => !key);
-    put(status, answer.ok ? h("span", { class: "badge ok" }, t("new.valid")) : h("span", { class: "badge bad" }, t("new.problems", { n: answer.problems.length })), loose.map(({ message }) => h("span", { class: "problem" }, message)));
+    put(
+      status,
+      answer.ok
+        ? h("span", { class: "badge ok" }, t("new.valid"))
+        : h("span", { class: "badge bad" }, t("new.problems", { n: answer.problems.length })),
+      loose.map(({ message }) => h("span", { class: "problem" }, message)),
+    );
   }
   const checkSoon = debounce(check, CHECK_MS);
   async function begin() {
@@ -104,7 +150,11 @@ function layout(state, signal) {
     try {
       const answer = await post("form/check", { preset: state.preset, values: state.values });
       if (!answer.ok) return showProblems(answer);
-      const { id } = await post("runs", { config: answer.config, name: name.value.trim(), device: device.value });
+      const { id } = await post("runs", {
+        config: answer.config,
+        name: name.value.trim(),
+        device: device.value,
+      });
       toast(t("runs.started"));
       go("run", [id]);
     } catch (error) {
@@ -120,29 +170,71 @@ function layout(state, signal) {
   const side = h(
     "aside",
     { class: "sticky stack", "aria-label": t("new.summary") },
-    h("section", { class: "panel stack" }, labelled(t("new.name"), name), labelled(t("new.device"), device), startButton, status, problem, h("p", { class: "faint" }, t("run.closing"))),
+    h(
+      "section",
+      { class: "panel stack" },
+      labelled(t("new.name"), name),
+      labelled(t("new.device"), device),
+      startButton,
+      status,
+      problem,
+      h("p", { class: "faint" }, t("run.closing")),
+    ),
     view.estimate.element,
     view.command.element,
   );
   const lead = state.from ? t("new.clone_of", { name: state.from }) : t("new.lead");
-  const main = h("div", { class: "stack wide" }, h("section", { class: "stack tight" }, h("h2", {}, t("new.preset")), view.presets), view.size.element, view.fields.element);
-  const element = h("div", {}, h("header", { class: "page-head" }, h("div", {}, h("h1", {}, t("nav.new")), h("p", {}, lead))), changesCard(state), h("div", { class: "columns" }, main, side));
+  const main = h(
+    "div",
+    { class: "stack wide" },
+    h("section", { class: "stack tight" }, h("h2", {}, t("new.preset")), view.presets),
+    view.size.element,
+    view.fields.element,
+  );
+  const element = h(
+    "div",
+    {},
+    h("header", { class: "page-head" }, h("div", {}, h("h1", {}, t("nav.new")), h("p", {}, lead))),
+    changesCard(state),
+    h("div", { class: "columns" }, main, side),
+  );
   return { ...view, element, check };
 }
 
 // What a card's button has changed stays in sight until the run is started.
 function changesCard(state) {
   if (!state.changed.length) return null;
-  const words = state.changed.map((key) => h("li", {}, h("code", {}, `${key} = ${JSON.stringify(state.values[key])}`)));
-  return h("div", { class: "note-box stack tight applied", role: "status" }, h("b", {}, t("new.changed_by_card")), h("ul", { class: "hints" }, words));
+  const words = state.changed.map((key) =>
+    h("li", {}, h("code", {}, `${key} = ${JSON.stringify(state.values[key])}`)),
+  );
+  return h(
+    "div",
+    { class: "note-box stack tight applied", role: "status" },
+    h("b", {}, t("new.changed_by_card")),
+    h("ul", { class: "hints" }, words),
+  );
 }
 
 function drawPresets(holder, state, onchoose) {
   const rank = ({ name }) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
-  const cards = [...state.schema.presets].sort((a, b) => rank(a) - rank(b)).map((preset) => {
-    const input = h("input", { type: "radio", name: "preset", value: preset.name, checked: preset.name === state.preset, onchange: () => onchoose(preset.name) });
-    return h("label", { class: "preset" }, input, h("b", {}, preset.name), h("span", { class: "faint" }, translated(`preset.${preset.name}`, preset.summary)));
-  });
+  const cards = [...state.schema.presets]
+    .sort((a, b) => rank(a) - rank(b))
+    .map((preset) => {
+      const input = h("input", {
+        type: "radio",
+        name: "preset",
+        value: preset.name,
+        checked: preset.name === state.preset,
+        onchange: () => onchoose(preset.name),
+      });
+      return h(
+        "label",
+        { class: "preset" },
+        input,
+        h("b", {}, preset.name),
+        h("span", { class: "faint" }, translated(`preset.${preset.name}`, preset.summary)),
+      );
+    });
   put(holder, cards);
 }
 

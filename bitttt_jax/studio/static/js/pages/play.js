@@ -13,12 +13,19 @@ import { link, note } from "../router.js";
 
 // Text in which the same names come again and again, so that there is something to learn from it.
 const EXAMPLE = ["circle", "square", "triangle", "hexagon", "ellipse", "polygon", "star", "ring"]
-  .map((name) => `class Shape_${name}:\n    """A ${name} on the canvas of the painter."""\n\n    def __init__(self, painter, colour="red"):\n        self.painter = painter\n        self.colour = colour\n\n    def draw_${name}(self, width, height):\n        self.painter.begin("${name}", self.colour)\n        self.painter.outline(width, height)\n        self.painter.finish("${name}")\n\n`)
+  .map(
+    (name) =>
+      `class Shape_${name}:\n    """A ${name} on the canvas of the painter."""\n\n    def __init__(self, painter, colour="red"):\n        self.painter = painter\n        self.colour = colour\n\n    def draw_${name}(self, width, height):\n        self.painter.begin("${name}", self.colour)\n        self.painter.outline(width, height)\n        self.painter.finish("${name}")\n\n`,
+  )
   .join("");
 
 export async function drawPlay(main, { query }, signal) {
   setTitle(t("nav.play"));
-  const head = h("header", { class: "page-head" }, h("div", {}, h("h1", {}, t("nav.play")), h("p", {}, t("play.lead"))));
+  const head = h(
+    "header",
+    { class: "page-head" },
+    h("div", {}, h("h1", {}, t("nav.play")), h("p", {}, t("play.lead"))),
+  );
   main.append(head);
   let models;
   try {
@@ -27,17 +34,34 @@ export async function drawPlay(main, { query }, signal) {
     if (error.name !== "AbortError") main.append(refusal(error));
     return;
   }
-  if (!models.length) return void main.append(h("div", { class: "panel" }, empty(t("play.no_models"), t("play.no_models.why"), h("a", { class: "button primary", href: link("new") }, t("nav.new")))));
+  if (!models.length)
+    return void main.append(
+      h(
+        "div",
+        { class: "panel" },
+        empty(
+          t("play.no_models"),
+          t("play.no_models.why"),
+          h("a", { class: "button primary", href: link("new") }, t("nav.new")),
+        ),
+      ),
+    );
   const settings = sampling();
   const state = { models, settings, panes: [] };
   const panes = h("div", { class: "panes" });
-  const compare = button(t("play.compare"), () => setPanes(state.panes.length === 1 ? 2 : 1), { id: "compare", "aria-pressed": false });
+  const compare = button(t("play.compare"), () => setPanes(state.panes.length === 1 ? 2 : 1), {
+    id: "compare",
+    "aria-pressed": false,
+  });
   head.append(h("div", { class: "row" }, compare));
   function setPanes(count) {
     while (state.panes.length > count) state.panes.pop().close();
     while (state.panes.length < count) {
       const place = state.panes.length;
-      const wanted = { model: query[place ? "model2" : "model"], step: query[place ? "step2" : "step"] };
+      const wanted = {
+        model: query[place ? "model2" : "model"],
+        step: query[place ? "step2" : "step"],
+      };
       const onchoice = (model, step) => {
         query[place ? "model2" : "model"] = model;
         query[place ? "step2" : "step"] = step ?? "";
@@ -46,7 +70,10 @@ export async function drawPlay(main, { query }, signal) {
       state.panes.push(playPane({ models, settings, wanted, place, onchoice }, signal));
     }
     compare.setAttribute("aria-pressed", String(count === 2));
-    put(panes, state.panes.map((pane) => pane.element));
+    put(
+      panes,
+      state.panes.map((pane) => pane.element),
+    );
     panes.classList.toggle("two", count === 2);
   }
   setPanes(query.model2 ? 2 : 1);
@@ -55,20 +82,43 @@ export async function drawPlay(main, { query }, signal) {
 
 // One place to write in, for all panes.
 function composer(state, settings) {
-  const area = h("textarea", { rows: 2, id: "prompt", "aria-label": t("play.prompt"), placeholder: t("play.prompt_hint") });
+  const area = h("textarea", {
+    rows: 2,
+    id: "prompt",
+    "aria-label": t("play.prompt"),
+    placeholder: t("play.prompt_hint"),
+  });
   const send = button(t("play.send"), () => act("write"), { class: "primary", id: "send" });
-  const stop = button(t("play.stop"), () => state.panes.forEach((pane) => pane.stop()), { id: "stop-reply", hidden: true });
-  const read = button(t("play.read_start"), () => act("read"), { class: "primary", id: "read", hidden: true });
-  const example = button(t("play.example"), () => ((area.value = EXAMPLE), area.focus()), { hidden: true, id: "example" });
+  const stop = button(t("play.stop"), () => state.panes.forEach((pane) => pane.stop()), {
+    id: "stop-reply",
+    hidden: true,
+  });
+  const read = button(t("play.read_start"), () => act("read"), {
+    class: "primary",
+    id: "read",
+    hidden: true,
+  });
+  const example = button(t("play.example"), () => ((area.value = EXAMPLE), area.focus()), {
+    hidden: true,
+    id: "example",
+  });
   const words = h("p", { class: "faint" }, t("play.write_why"));
-  const mode = segments([["write", t("play.write")], ["read", t("play.read")]], "write", (value) => {
-    const reading = value === "read";
-    send.hidden = reading;
-    read.hidden = example.hidden = !reading;
-    area.rows = reading ? 4 : 2;
-    area.placeholder = t(reading ? "play.read_hint" : "play.prompt_hint");
-    put(words, t(reading ? "play.read_why" : "play.write_why"));
-  }, t("play.do"));
+  const mode = segments(
+    [
+      ["write", t("play.write")],
+      ["read", t("play.read")],
+    ],
+    "write",
+    (value) => {
+      const reading = value === "read";
+      send.hidden = reading;
+      read.hidden = example.hidden = !reading;
+      area.rows = reading ? 4 : 2;
+      area.placeholder = t(reading ? "play.read_hint" : "play.prompt_hint");
+      put(words, t(reading ? "play.read_why" : "play.write_why"));
+    },
+    t("play.do"),
+  );
   async function act(what) {
     const text = area.value;
     if (!text && what === "read") return;
@@ -85,5 +135,24 @@ function composer(state, settings) {
     event.preventDefault();
     act(read.hidden ? "write" : "read");
   });
-  return h("section", { class: "composer panel stack tight", "aria-label": t("play.prompt") }, h("div", { class: "row apart" }, mode.element, words), area, h("div", { class: "row apart" }, h("div", { class: "row" }, send, read, stop, example, h("span", { class: "faint" }, "Ctrl Enter"))), settings.element);
+  return h(
+    "section",
+    { class: "composer panel stack tight", "aria-label": t("play.prompt") },
+    h("div", { class: "row apart" }, mode.element, words),
+    area,
+    h(
+      "div",
+      { class: "row apart" },
+      h(
+        "div",
+        { class: "row" },
+        send,
+        read,
+        stop,
+        example,
+        h("span", { class: "faint" }, "Ctrl Enter"),
+      ),
+    ),
+    settings.element,
+  );
 }

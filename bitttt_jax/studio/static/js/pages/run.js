@@ -13,7 +13,12 @@ import { go, link, note } from "../router.js";
 import { Series } from "../series.js";
 import { runHeader } from "../components/run_header.js";
 import { runCharts } from "../components/run_charts.js";
-import { checkpointsTable, configPanel, eventsTable, samplesList } from "../components/run_facts.js";
+import {
+  checkpointsTable,
+  configPanel,
+  eventsTable,
+  samplesList,
+} from "../components/run_facts.js";
 
 const LOG_LINES = 500;
 
@@ -24,7 +29,13 @@ export async function drawRun(main, { args: [id, tab], query }, signal) {
   const view = {
     header: runHeader(id, signal),
     card: h("div"),
-    charts: runCharts(id, others, runs, (names) => go("run", [id, tab], { with: names.join(",") }), signal),
+    charts: runCharts(
+      id,
+      others,
+      runs,
+      (names) => go("run", [id, tab], { with: names.join(",") }),
+      signal,
+    ),
     log: logView(t("run.log"), `api/runs/${segment(id)}/log/file`),
     samples: h("div"),
     checkpoints: h("div"),
@@ -38,7 +49,18 @@ export async function drawRun(main, { args: [id, tab], query }, signal) {
     { key: "config", label: t("run.config"), panel: view.config },
   ];
   const body = tabs(entries, tab, (key) => note("run", [id, key], query));
-  main.append(h("nav", { class: "crumb small", "aria-label": t("nav.pages") }, h("a", { href: link("runs") }, t("nav.runs")), " / ", h("span", {}, id)), view.header.element, view.card, body);
+  main.append(
+    h(
+      "nav",
+      { class: "crumb small", "aria-label": t("nav.pages") },
+      h("a", { href: link("runs") }, t("nav.runs")),
+      " / ",
+      h("span", {}, id),
+    ),
+    view.header.element,
+    view.card,
+    body,
+  );
   await load(main, id, runs, view, signal);
 }
 
