@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,13 @@ from bitttt_jax.errors import ConfigError
 from bitttt_jax.runs.console_memory import HostMemory
 from bitttt_jax.runs.directory import RunDirectory
 from bitttt_jax.runs.follow import Follower, LogFollower
-from bitttt_jax.runs.observe import Explanation, Observation, explain, observe
+from bitttt_jax.runs.observe import (
+    Explanation,
+    Observation,
+    explain,
+    explain_stuck,
+    observe,
+)
 from bitttt_jax.runs.series import Series
 
 _KEPT_LINES = 200
@@ -20,12 +29,13 @@ class WatchedRun:
 
     Args:
       path: its folder.
+      clock: seconds from any start.
 
     Raises:
       ConfigError: there is no run in it.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         self.run = RunDirectory(path)
         self.name = str(path)
         if not (self.run.config_path.exists() or self.run.status_path.exists()):
@@ -41,6 +51,9 @@ class WatchedRun:
         """The newest lines."""
         self.seen: Observation = observe(self.run)
         self.explanation: Explanation | None = None
+        self._clock = clock
+        self._last: tuple[int, int, str] | None = None
+        self._since = 0.0
         self.checkpoints: list[int] = []
         self._forget()
 
@@ -55,6 +68,8 @@ class WatchedRun:
         self.seen = observe(self.run)
         self.explanation = explain(self.run, self.seen)
         self.series.update()
+        if self.explanation is None:
+            self._look_for_a_stuck_step()
         events, restarted = self._events.read()
         if restarted:
             self._forget()
@@ -64,6 +79,15 @@ class WatchedRun:
         lines = self._log.read()
         self.log = [*self.log, *lines][-_KEPT_LINES:]
         return lines
+
+    def _look_for_a_stuck_step(self) -> None:
+        status, now = self.seen.status, self._clock()
+        if (status.pid, status.step, status.state) != self._last:
+            self._last, self._since = (status.pid, status.step, status.state), now
+        usual = self.series.last("perf/step_s") or 0.0
+        self.explanation = explain_stuck(self.seen, now - self._since, usual)
+        if self.explanation:
+            self.seen = dataclasses.replace(self.seen, not_responding=True)
 
     @property
     def hosts(self) -> list[HostMemory]:

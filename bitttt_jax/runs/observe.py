@@ -19,6 +19,8 @@ RunState = State | Literal["queued", "lost"]
 
 SILENT_SECONDS = 60.0
 """After this long without a heartbeat a living process counts as not responding."""
+STUCK_SECONDS, _STUCK_STEPS = 120.0, 20
+"""After this long in a step, and this many usual ones, so does one whose heart beats."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,5 +119,24 @@ def _silent(status: RunStatus) -> Explanation:
         "not_responding",
         f"process {status.pid} on {status.host} has said nothing for {ago}",
         "it is stopped, waits for a disk or another process, or the machine is overloaded",
+        ("wait; or end the process, and the same command goes on from the newest checkpoint",),
+    )
+
+
+def explain_stuck(seen: Observation, seconds: float, usual: float) -> Explanation | None:
+    """Says that a run whose process is well doesn't get on; None if it does.
+
+    Args:
+      seen: what it looks like.
+      seconds: since its step last changed.
+      usual: what a step takes, 0 if unknown.
+    """
+    if seen.state != "running" or seconds <= max(STUCK_SECONDS, _STUCK_STEPS * usual):
+        return None
+    usually = f", where one usually takes {format_duration(usual)}" if usual else ""
+    return Explanation(
+        "not_responding",
+        f"no step has ended for {format_duration(seconds)}{usually}",
+        "it waits for a device, a disk or another host",
         ("wait; or end the process, and the same command goes on from the newest checkpoint",),
     )

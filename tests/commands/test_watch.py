@@ -129,6 +129,28 @@ def test_a_lost_and_a_silent_run_are_explained():
     assert lines[0].startswith("silent  not responding") and "said nothing for 1:4" in lines[2]
 
 
+def test_a_step_that_does_not_end_is_told():
+    run = make_run(Path("run"))
+    now = [1000.0]
+    watched = WatchedRun(run.path, clock=lambda: now[0])
+    watched.update()
+    now[0] += 119
+    watched.update()
+    assert watched.explanation is None
+    now[0] += 2
+    watched.update()
+    lines = plain(picture(watched, Page(100, 45))).splitlines()
+    assert lines[0].startswith("run  not responding  step 620/1000")
+    assert lines[2].endswith("no step has ended for 2:01, where one usually takes 0.2 s")
+    write_status(run, step=621)
+    watched.update()
+    assert watched.explanation is None and not watched.seen.not_responding
+    now[0] += 500
+    write_status(run, step=621, state="evaluating")
+    watched.update()
+    assert watched.explanation is None
+
+
 def test_a_resumed_run_has_one_curve():
     run = make_run(Path("run"))
     watched = looked_at("run")
