@@ -23,7 +23,7 @@ from bitttt_jax.studio.job_routes import describe_job
 from bitttt_jax.studio.processes import job_state, load_jobs
 from bitttt_jax.studio.system import System
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.5
 """Between two looks at the watched files."""
 _RUNS_SECONDS = 1.0
 _SYSTEM_SECONDS = 2.0
