@@ -116,3 +116,8 @@ def test_answers_without_jax(flag: str):
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_addresses_are_no_workdirs() -> None:
+    with pytest.raises(ConfigError, match=r"--workdir=gs://bucket/run is no path.*\n.*renames"):
+        parse_train_flags(["--config=debug", "--workdir=gs://bucket/run"])

@@ -184,8 +184,8 @@ def _request(
 
 def _tokens(flags: Flags, model: Model, item: Item) -> np.ndarray:
     from bitttt_jax.commands.batch_items import prompt_of, settings_of
+    from bitttt_jax.data.chat_templates import ChatTemplate, Message
     from bitttt_jax.inference.prompt import encode_prompt
-    from bitttt_jax.interop.chat_templates import ChatTemplate, Message
 
     messages: list[Message] | None = None
     if conversation := settings_of(item).messages:

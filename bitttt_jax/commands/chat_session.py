@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from bitttt_jax.commands.figures import Figures
+from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.errors import ConfigError, DataError, did_you_mean
 from bitttt_jax.inference.conversation import Conversation
 from bitttt_jax.inference.engine import Engine
 from bitttt_jax.inference.model import Model
 from bitttt_jax.inference.requests import Handle, Piece, Request
 from bitttt_jax.inference.sampling import SamplingConfig
-from bitttt_jax.interop.chat_templates import ChatTemplate
 from bitttt_jax.layers.attention import CacheType
 
 COMMANDS: Mapping[str, str] = {

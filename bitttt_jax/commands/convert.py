@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
-from bitttt_jax.commands.progress import show_progress
+from bitttt_jax.commands.progress import report, show_progress
 from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
+    from bitttt_jax.data.build import Progress
     from bitttt_jax.inference.model import Model
     from bitttt_jax.interop.gguf_export import Kind
 
@@ -77,27 +78,31 @@ def _main(argv: Sequence[str]) -> None:
     from bitttt_jax.inference.load import load
 
     use_compile_cache()
-    model = load(
-        flags.source,
-        step=flags.step,
-        revision=flags.revision or None,
-        i2_s_layout=flags.i2_s_layout,
-    )
-    if flags.to == "packed":
-        report = _pack(flags, destination, model)
-    elif flags.to in get_args(HuggingFace):
-        report = _to_hugging_face(flags, destination, model)
-    else:
-        report = _to_gguf(flags, destination, model)
-    print(report)
+    with show_progress() as progress:
+        progress("load", 0, 1)
+        model = load(
+            flags.source,
+            step=flags.step,
+            revision=flags.revision or None,
+            i2_s_layout=flags.i2_s_layout,
+        )
+        progress("load", 1, 1)
+        if flags.to == "packed":
+            result = _pack(flags, destination, model, progress)
+        elif flags.to in get_args(HuggingFace):
+            result = _to_hugging_face(flags, destination, model, progress)
+        else:
+            result = _to_gguf(flags, destination, model, progress)
+    report(result)
     print(f"{destination}  {model.description}, {time.perf_counter() - started:.1f} s")
 
 
-def _pack(flags: Flags, folder: Path, model: Model) -> str:
+def _pack(flags: Flags, folder: Path, model: Model, progress: Progress) -> str:
     from bitttt_jax.inference import packed_model
     from bitttt_jax.models import packed
 
     packed.check_packable(model.config)
+    progress("pack", 0, 1)
     params = packed.pack_params(model.config, model.params, flags.layout, flags.table)
     sizes = packed.byte_counts(params)
     packed_model.save(
@@ -112,11 +117,14 @@ def _pack(flags: Flags, folder: Path, model: Model) -> str:
         chat_template=model.chat_template,
         card=_card(flags, model, sizes),
     )
-    report = _sizes(sizes, sum(packed.byte_counts(model.params).values()))
-    return report if flags.table == "exact" else f"{report}\n{_effect(flags, model, params)}"
+    progress("pack", 1, 1)
+    result = _sizes(sizes, sum(packed.byte_counts(model.params).values()))
+    return (
+        result if flags.table == "exact" else f"{result}\n{_effect(flags, model, params, progress)}"
+    )
 
 
-def _to_hugging_face(flags: Flags, folder: Path, model: Model) -> str:
+def _to_hugging_face(flags: Flags, folder: Path, model: Model, progress: Progress) -> str:
     from bitttt_jax.interop import huggingface_export
     from bitttt_jax.interop.foreign import ForeignModel
 
@@ -129,41 +137,39 @@ def _to_hugging_face(flags: Flags, folder: Path, model: Model) -> str:
         model.chat_template,
     )
     form: Any = flags.to
-    with show_progress() as progress:
-        report = huggingface_export.export(folder, whole, form, progress=progress)
-    lines = [f"{name:32}{size:14,} bytes" for name, size in report.files.items()]
+    made = huggingface_export.export(folder, whole, form, progress=progress)
+    lines = [f"{name:32}{size:14,} bytes" for name, size in made.files.items()]
     lines += [
-        f"{'total':32}{sum(report.files.values()):14,} bytes",
-        f"read back: logits differ by {report.difference:.2g} of the largest at most",
+        f"{'total':32}{sum(made.files.values()):14,} bytes",
+        f"read back: logits differ by {made.difference:.2g} of the largest at most",
     ]
     return "\n".join(lines)
 
 
-def _to_gguf(flags: Flags, path: Path, model: Model) -> str:
+def _to_gguf(flags: Flags, path: Path, model: Model, progress: Progress) -> str:
     from bitttt_jax.interop import gguf_export
 
     kind: Kind = flags.to  # type: ignore[assignment]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with show_progress() as progress:
-        report = gguf_export.write(
-            path,
-            model.config,
-            model.params,
-            model.tokenizer,
-            kind,
-            name=path.stem,
-            context=model.context or model.run.data.seq_len,
-            chat_template=model.chat_template,
-            progress=lambda done, total: progress("write tensors", done, total),
-        )
+    made = gguf_export.write(
+        path,
+        model.config,
+        model.params,
+        model.tokenizer,
+        kind,
+        name=path.stem,
+        context=model.context or model.run.data.seq_len,
+        chat_template=model.chat_template,
+        progress=lambda done, total: progress("write tensors", done, total),
+    )
     return (
-        f"architecture {report.architecture}, runs in {report.runs_in}\n"
-        f"{report.nbytes:,} bytes\n"
-        f"read back: logits differ by {report.difference:.2g} of their spread (root mean square)"
+        f"architecture {made.architecture}, runs in {made.runs_in}\n"
+        f"{made.nbytes:,} bytes\n"
+        f"read back: logits differ by {made.difference:.2g} of their spread (root mean square)"
     )
 
 
-def _effect(flags: Flags, model: Model, params: Any) -> str:
+def _effect(flags: Flags, model: Model, params: Any, progress: Progress) -> str:
     """What packing does to the loss of the text that the run held out."""
     from bitttt_jax.data.manifest import MANIFEST_FILE, Manifest
     from bitttt_jax.training.evaluate import measure
@@ -173,11 +179,10 @@ def _effect(flags: Flags, model: Model, params: Any) -> str:
     if not (folder / MANIFEST_FILE).is_file() or not Manifest.load(folder).split("validation"):
         return "(its effect isn't measured: there is no held-out text of a run)"
     splits = [open_split(model.run, folder, "validation")]
-    with show_progress() as progress:
-        before, after = (
-            measure(model.run, p, splits, lambda done, total: progress("evaluate", done, total))
-            for p in (model.params, params)
-        )
+    before, after = (
+        measure(model.run, p, splits, lambda done, total: progress(activity, done, total))
+        for activity, p in (("evaluate", model.params), ("evaluate packed", params))
+    )
     return (
         f"held-out loss      {before.loss:.4f} before, {after.loss:.4f} packed "
         f"({after.loss - before.loss:+.4f}, standard error of either {before.standard_error:.4f})\n"

@@ -158,11 +158,12 @@ def _held_out(model: Path) -> _Text:
 
 def _prepare(model: Model, flags: Flags, folder: Path, progress: Progress) -> None:
     from bitttt_jax.config import DataConfig, SourceConfig, TokenizerConfig
+    from bitttt_jax.data.chat_format import CHAT_TEMPLATE_FILE
+    from bitttt_jax.data.documents import UnusableDocumentError
     from bitttt_jax.data.files import MissingSourceError
     from bitttt_jax.data.manifest import MANIFEST_FILE, TOKENIZER_FILE
     from bitttt_jax.data.prepare import prepare
     from bitttt_jax.data.shards import load_tokenizer
-    from bitttt_jax.data.sources import UnusableDocumentError
 
     # Of runs and folders of this program; that of a GGUF file has none of its own.
     tokenizer = Path(flags.model) / TOKENIZER_FILE
@@ -176,9 +177,13 @@ def _prepare(model: Model, flags: Flags, folder: Path, progress: Progress) -> No
             )
     own = folder.with_name(TOKENIZER_FILE)
     model.tokenizer.save(own)
+    template = folder.with_name(CHAT_TEMPLATE_FILE)
+    if model.chat_template:
+        template.write_text(model.chat_template, "utf-8")
     config = DataConfig(
         sources=tuple(SourceConfig(path=path) for path in flags.data),
         tokenizer=TokenizerConfig(kind="file", path=str(own)),
+        chat_template=str(template) if model.chat_template else "",
         validation_fraction=0.0,  # all of it goes into the split `train`
     )
     try:
@@ -198,6 +203,9 @@ def _compress(flags: Flags, model: Model, text: _Text, progress: Progress) -> di
     if not flags.compressors:
         return {"compressors": {}, "compressors_left_out": "--no_compressors"}
     datasets = [TokenDataset.open(text.folder, split) for split in text.splits]
+    if any(part.predictions < part.tokens for dataset in datasets for part in dataset.parts):
+        why = "of conversations only replies count, which compressors can't be told"
+        return {"compressors": {}, "compressors_left_out": why}
     expected = sum(dataset.text_bytes for dataset in datasets)
     documents = (decoded_documents(dataset, model.tokenizer) for dataset in datasets)
     found, sizes = compressed_sizes(
@@ -221,7 +229,7 @@ def _describe_text(flags: Flags, text: _Text) -> dict[str, object]:
     return {
         "data": list(flags.data),
         "documents": sum(part.documents for part in parts),
-        "text_bytes": sum(part.text_bytes for part in parts),
+        "text_bytes": sum(part.predicted_bytes for part in parts),
     }
 
 

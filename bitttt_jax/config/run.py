@@ -17,10 +17,11 @@ class SourceConfig:
 
     path: str = "python-stdlib"
     """File, folder, or `python-stdlib` (the sources of the running Python's standard library)."""
-    kind: Literal["auto", "text", "jsonl", "huggingface", "shards"] = "auto"
-    """How to read it; `auto` decides by name and content: *.jsonl, shards, datasets, text."""
+    kind: Literal["auto", "text", "jsonl", "messages", "huggingface", "shards"] = "auto"
+    """How to read it; `auto` decides by name and content: shards, datasets, JSON with conversations
+    (`messages`), *.jsonl, text."""
     glob: str = "**/*"
-    """Files of a folder of text or JSON lines."""
+    """Files of a folder of text or JSON."""
     field: str = "text"
     """Field of a JSON line or dataset row that holds the text."""
     weight: float = 1.0
@@ -57,6 +58,36 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CleanConfig:
+    """What is changed in documents, and which are left out, before they become tokens."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    unicode: bool = False
+    """Compose characters that can be written in several ways (NFC)."""
+    control: bool = False
+    """Drop control characters but line ends and tabs, and write every line end as one newline."""
+    whitespace: bool = False
+    """Drop spaces at the ends of lines, and all but one of several blank lines."""
+    duplicates: bool = False
+    """Leave out documents that are equal to an earlier one, of any source."""
+    min_characters: int = 0
+    """Leave out documents with fewer characters."""
+    max_repeated_lines: float = 1.0
+    """Leave out documents of whose lines more than this share repeat an earlier one."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.min_characters >= 0,
+            f"data.clean.min_characters must not be negative, got {self.min_characters}",
+        )
+        require(
+            0 <= self.max_repeated_lines <= 1,
+            f"data.clean.max_repeated_lines must be in [0, 1], got {self.max_repeated_lines}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is read, and how it is cut into batches."""
 
@@ -66,6 +97,11 @@ class DataConfig:
     """Mixed by weight."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How text becomes tokens."""
+    clean: CleanConfig = CleanConfig()
+    """What is changed and left out; nothing by default."""
+    chat_template: str = ""
+    """How conversations become text: `roles`, `chatml`, or a file of Jinja; empty for `roles`, or
+    what the tokenizer knows, where a source holds conversations."""
     seq_len: int = 512
     """Tokens of a training row."""
     batch_size: int = 4

@@ -30,7 +30,8 @@ class Batch(TypedDict):
     tokens_BT: np.ndarray
     """Inputs; 0 at padding."""
     targets_BT: np.ndarray
-    """The token after each input, eos after a document's last; 0 at padding."""
+    """The token after each input, eos after a document's last; -1 (`packing.NOT_COUNTED`) where the
+    prediction of it doesn't count for the loss; 0 at padding."""
     segment_ids_BT: np.ndarray
     """Documents of a row counted from 1; 0 at padding, where nothing may be learned."""
     positions_BT: np.ndarray
@@ -84,13 +85,31 @@ class Batches:
 
     @property
     def num_tokens(self) -> int:
-        """Predictions in those rows: all tokens but bos, and an eos per document."""
+        """Tokens in those rows, padding apart; after each stands a prediction."""
         return self._dataset.tokens
 
     @property
     def text_bytes(self) -> int:
-        """UTF-8 bytes of the documents, the denominator of bits per byte."""
+        """UTF-8 bytes of the documents."""
         return self._dataset.text_bytes
+
+    @property
+    def bytes_per_prediction(self) -> float:
+        """UTF-8 bytes of text for each prediction that counts: what bits per byte are divided by.
+
+        Of conversations both are of the replies alone; a token that ends one has no bytes.
+        """
+        return self.predicted_bytes / max(self.num_predictions, 1)
+
+    @property
+    def num_predictions(self) -> int:
+        """Predictions that count for the loss, an eos per document of text included."""
+        return self._dataset.predictions
+
+    @property
+    def predicted_bytes(self) -> int:
+        """UTF-8 bytes of the text that these predict."""
+        return self._dataset.predicted_bytes
 
     def batch(self, step: int, rows: slice | range = slice(None)) -> Batch:
         """Reads rows of the shuffled, endless order.

@@ -13,19 +13,20 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from bitttt_jax.config import DataConfig, TokenizerConfig
-from bitttt_jax.data.manifest import TOKENIZER_FILE, Manifest, Part, Split, TokenType
+from bitttt_jax.data import chat_format
+from bitttt_jax.data.chat_templates import ChatTemplate, with_end_of_reply
+from bitttt_jax.data.cleaning import Cleaner
+from bitttt_jax.data.documents import Document
+from bitttt_jax.data.encoding import Encoder
+from bitttt_jax.data.manifest import TOKENIZER_FILE, Manifest, Part, SourceFiles, Split, TokenType
 from bitttt_jax.data.shards import ShardWriter, load_tokenizer
-from bitttt_jax.data.sources import Document, Source
-from bitttt_jax.data.tokenizers import Tokenizer, grouped
-from bitttt_jax.errors import DataError
+from bitttt_jax.data.sources import Source
+from bitttt_jax.data.tokenizers import END_OF_TEXT, Tokenizer, grouped
+from bitttt_jax.errors import ConfigError, DataError
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-
-_Writers = dict[Split, ShardWriter]
 
 _BATCH_CHARS = 1 << 22
 
@@ -42,27 +43,31 @@ def build(config: DataConfig, folder: Path, progress: Progress) -> Manifest:
         for index, source in enumerate(sources)
         if source.kind == "shards"
     }
-    tokenizer = _tokenizer(config, sources, prepared, progress)
+    template = chat_format.choose(config, sources, prepared)
+    tokenizer = _tokenizer(config, sources, prepared, template, progress)
+    if any(source.has_conversations for source in sources):
+        template = chat_format.require(tokenizer, template)
+        tokenizer = with_end_of_reply(tokenizer, template)
     tokenizer.save(folder / TOKENIZER_FILE)
     dtype: TokenType = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     parts: list[Part] = []
     files = []
+    cleaner = Cleaner(config.clean)
     for index, source in enumerate(sources):
-        skipped: collections.Counter[str] = collections.Counter()
         summary = source.summary()  # before reading: what changes meanwhile shows later
         if index in prepared:
             parts += _referred(index, source, prepared[index])
         else:
+            skipped: collections.Counter[str] = collections.Counter()
+            cleaned: collections.Counter[str] = collections.Counter()
             documents = source.documents(config.on_error, skipped)
             documents = _reported(documents, f"encode {source.config.path}", source.size, progress)
-            with (
-                ShardWriter(folder, f"{index:02d}-train", dtype) as train,
-                ShardWriter(folder, f"{index:02d}-validation", dtype) as validation,
-            ):
-                writers: _Writers = {"train": train, "validation": validation}
-                _encode(documents, tokenizer, writers, config.validation_fraction)
-                parts += _written(index, source, writers, config.validation_fraction)
-        files.append(dataclasses.replace(summary, skipped=dict(sorted(skipped.items()))))
+            documents = cleaner.documents(documents, skipped, cleaned)
+            encoder = Encoder(tokenizer, template, config.on_error, skipped)
+            parts += _encode(config, index, source, documents, encoder, folder, dtype)
+            counts = (dict(sorted(counter.items())) for counter in (skipped, cleaned))
+            summary = SourceFiles(summary.files, summary.bytes, summary.sha256, *counts)
+        files.append(summary)
     return Manifest(
         tokenizer_fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
@@ -72,6 +77,7 @@ def build(config: DataConfig, folder: Path, progress: Progress) -> Manifest:
         parts=tuple(parts),
         sources=tuple(files),
         config=config,
+        chat_template=None if template is None else template.text,
     )
 
 
@@ -79,6 +85,7 @@ def _tokenizer(
     config: DataConfig,
     sources: list[Source],
     prepared: dict[int, Manifest],
+    template: ChatTemplate | None,
     progress: Progress,
 ) -> Tokenizer:
     wanted = config.tokenizer
@@ -86,9 +93,19 @@ def _tokenizer(
         return _shared_tokenizer(wanted, sources, prepared)
     if wanted.kind == "file":
         return Tokenizer.load(wanted.path)
+    special = () if template is None else template.special_names
     if wanted.kind == "bytes":
-        return Tokenizer.bytes()
-    return Tokenizer.train(_training_texts(config, sources, progress), wanted.vocab_size)
+        tokenizer = Tokenizer.bytes(special)
+    else:
+        least = 257 + len(special)
+        if wanted.vocab_size <= least:
+            raise ConfigError(
+                f"data.tokenizer.vocab_size={wanted.vocab_size} must exceed {least}",
+                f"256 bytes, {' '.join((END_OF_TEXT, *special))}",
+            )
+        texts = _training_texts(config, sources, progress)
+        tokenizer = Tokenizer.train(texts, wanted.vocab_size, special)
+    return tokenizer if template is None else with_end_of_reply(tokenizer, template)
 
 
 def _shared_tokenizer(
@@ -117,39 +134,56 @@ def _shared_tokenizer(
 
 
 def _training_texts(config: DataConfig, sources: list[Source], progress: Progress) -> Iterator[str]:
+    cleaner = Cleaner(config.clean)
     for source in sources:
-        skipped: collections.Counter[str] = collections.Counter()
-        documents = source.documents(config.on_error, skipped)
+        uncounted: collections.Counter[str] = collections.Counter()
+        documents = source.documents(config.on_error, uncounted)
         activity = f"learn tokens from {source.config.path}"
         documents = _reported(documents, activity, source.size, progress)
+        documents = cleaner.documents(documents, uncounted, uncounted)
         for document, split in _divided(documents, config.validation_fraction):
             if split == "train":
                 yield document.text
 
 
 def _encode(
-    documents: Iterator[Document], tokenizer: Tokenizer, writers: _Writers, fraction: float
-) -> None:
-    bos = np.array([tokenizer.bos_id], np.int32)
-    divided = _divided(documents, fraction)
-    for group in grouped(divided, lambda item: len(item[0].text), _BATCH_CHARS):
-        encoded = tokenizer.encode_batch([document.text for document, _ in group])
-        for (document, split), tokens_T in zip(group, encoded, strict=True):
-            tokens_T = np.concatenate([bos, tokens_T])
-            writers[split].add(tokens_T, len(document.text.encode()))
+    config: DataConfig,
+    index: int,
+    source: Source,
+    documents: Iterator[Document],
+    encoder: Encoder,
+    folder: Path,
+    dtype: TokenType,
+) -> Iterator[Part]:
+    """Writes the shards of a source, and returns what they hold."""
+    fraction, masked = config.validation_fraction, source.has_conversations
+    with (
+        ShardWriter(folder, f"{index:02d}-train", dtype, masked=masked) as train,
+        ShardWriter(folder, f"{index:02d}-validation", dtype, masked=masked) as validation,
+    ):
+        writers: dict[Split, ShardWriter] = {"train": train, "validation": validation}
+        divided = _divided(documents, fraction)
+        for group in grouped(divided, lambda item: len(item[0].text), _BATCH_CHARS):
+            encoded = encoder.encode([document for document, _ in group])
+            for (_, split), item in zip(group, encoded, strict=True):
+                if item is not None:
+                    writers[split].add(*item)
+        for split, writer in writers.items():
+            shards = writer.finish()
+            if shards:
+                yield Part(source.config.path, split, index, 1.0, "", shards)
+            elif split == "train":
+                raise _nothing_to_train_on(source, fraction, encoder)
 
 
-def _written(index: int, source: Source, writers: _Writers, fraction: float) -> Iterator[Part]:
-    for split, writer in writers.items():
-        shards = writer.finish()
-        if shards:
-            yield Part(source.config.path, split, index, 1.0, "", shards)
-        elif split == "train":
-            raise DataError(
-                f"no document of {source.config.path} is left to train on",
-                f"by their hashes, validation_fraction={fraction} takes all of them",
-                "data.validation_fraction=0 (--validation_fraction=0), or more documents",
-            )
+def _nothing_to_train_on(source: Source, fraction: float, encoder: Encoder) -> DataError:
+    left_out = ", ".join(f"{count} {reason}" for reason, count in encoder.skipped.items())
+    return DataError(
+        f"no document of {source.config.path} is left to train on",
+        f"by their hashes, validation_fraction={fraction} takes all of them"
+        + (f" but those left out: {left_out}" if left_out else ""),
+        "data.validation_fraction=0 (--validation_fraction=0), or more documents",
+    )
 
 
 def _referred(index: int, source: Source, manifest: Manifest) -> Iterator[Part]:
@@ -180,7 +214,8 @@ def _divided(
 ) -> Iterator[tuple[Document, Split]]:
     """Documents and their splits; the end of an only document is one of its own, held out."""
     first, second = next(documents, None), next(documents, None)
-    if first and second is None and validation_fraction > 0:
+    is_only = first is not None and second is None
+    if first and is_only and not first.messages and validation_fraction > 0:
         at = round(len(first.text) * (1 - validation_fraction))
         cut = _line_start(first.text, max(at, 1))
         yield dataclasses.replace(first, text=first.text[:cut]), "train"

@@ -18,7 +18,8 @@ _TEXT_NAMES = """
     .hs .ml .mli .ex .exs .erl .clj .cljs .lisp .scm .el .vim .f .f90 .f95 .asm .s .v .sv .vhd
     .zig .nim .sh .bash .zsh .fish .ps1 .bat .sql .proto .thrift .cmake .mk .gradle .tf .nix .cfg
 """
-_TEXT_SUFFIXES = frozenset(_TEXT_NAMES.split())
+TEXT_SUFFIXES = frozenset(_TEXT_NAMES.split())
+"""Of the files that are read of a folder."""
 _NOT_STDLIB = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 )
@@ -29,14 +30,17 @@ class MissingSourceError(DataError):
     """Nothing is at the path of a source."""
 
 
-def find(path: str, glob: str) -> tuple[Path, tuple[Path, ...]]:
-    """Finds the files of a source of text or JSON lines.
+def find(
+    path: str, glob: str, suffixes: frozenset[str] = TEXT_SUFFIXES
+) -> tuple[Path, tuple[Path, ...]]:
+    """Finds the files of a source of text or JSON.
 
     Args:
       path: a file, a folder, or a path with wildcards.
-      glob: which files of a folder, relative to it. The default takes files with a common suffix
-        of text and program sources; any other glob takes what it matches. Names that start with
-        a dot are left out unless the glob asks for them by a part that starts with a dot.
+      glob: which files of a folder, relative to it. The default takes files with one of the
+        suffixes; any other glob takes what it matches. Names that start with a dot are left out
+        unless the glob asks for them by a part that starts with a dot.
+      suffixes: of the files that the default takes.
 
     Returns:
       The file or folder, and its files, sorted by their path below it.
@@ -44,8 +48,14 @@ def find(path: str, glob: str) -> tuple[Path, tuple[Path, ...]]:
     Raises:
       MissingSourceError: nothing is there.
       DataError: nothing is left of what is there.
-      ConfigError: a malformed glob, or wildcards in both.
+      ConfigError: a malformed or absolute glob, or wildcards in both.
     """
+    if Path(glob).is_absolute():
+        raise ConfigError(
+            f"data.sources.glob={glob} is an absolute path",
+            f"it names files below data.sources.path={path}",
+            f"data.sources.path={glob} (--source) without a glob",
+        )
     root = Path(path).expanduser()
     if not root.exists() and _WILDCARDS & set(path):
         if glob != DEFAULT_GLOB:
@@ -57,12 +67,23 @@ def find(path: str, glob: str) -> tuple[Path, tuple[Path, ...]]:
     require(root)
     try:
         matches = [match for match in root.glob(glob) if match.is_file()]
-    except (ValueError, NotImplementedError) as error:  # the latter for absolute patterns
+    except ValueError as error:
         raise ConfigError(f"data.sources.glob={glob!r} is no pattern", str(error)) from None
-    found = [match for match in matches if _wanted(match.relative_to(root), glob)]
+    found = [match for match in matches if _wanted(match.relative_to(root), glob, suffixes)]
     if not found:
         raise _nothing_found(path, glob, matches)
     return root, _sorted(root, found)
+
+
+def refuse_remote(path: str) -> None:
+    """Raises ConfigError for an address such as gs://bucket/text: only file systems are read."""
+    scheme, is_address, rest = path.partition("://")
+    if is_address:
+        raise ConfigError(
+            f"data.sources.path={path} is no path of a file system",
+            f"text isn't read through {scheme}://",
+            f"copying it, or a file system that has {rest.partition('/')[0]} mounted",
+        )
 
 
 def find_all(root: Path) -> tuple[Path, ...]:
@@ -96,11 +117,11 @@ def find_stdlib() -> tuple[Path, tuple[Path, ...]]:
     return root, _sorted(root, found)
 
 
-def _wanted(name: Path, glob: str) -> bool:
+def _wanted(name: Path, glob: str, suffixes: frozenset[str]) -> bool:
     hidden = any(part.startswith(".") for part in name.parts)
     if hidden and not any(part.startswith(".") for part in Path(glob).parts):
         return False
-    return glob != DEFAULT_GLOB or name.suffix.lower() in _TEXT_SUFFIXES
+    return glob != DEFAULT_GLOB or name.suffix.lower() in suffixes
 
 
 def _nothing_found(path: str, glob: str, matches: list[Path]) -> DataError:

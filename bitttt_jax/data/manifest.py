@@ -3,7 +3,11 @@
 The folder has, for every source and split, numbered shards: `NAME.bin` (the tokens of whole
 documents one after another, little-endian uint16 or uint32) and `NAME.offsets` (uint64: where
 each document starts, and the end of the last one), beside manifest.json and tokenizer.json.
-A document is stored as [bos] + tokens; the eos after its last token is implied.
+A document is stored as [bos] + tokens, or its tokens alone where the tokenizer adds no bos; the
+eos after its last token is implied. Sources of conversations also have `NAME.mask` (a byte a token:
+1 where the prediction of the token after it counts for the loss, else 0).
+
+Version 1 had neither masks nor documents without bos.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from bitttt_jax.config import DataConfig
 from bitttt_jax.data import atomic
 from bitttt_jax.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ_VERSIONS = (1, FORMAT_VERSION)
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -30,8 +35,20 @@ TokenType = Literal["uint16", "uint32"]
 
 
 @dataclasses.dataclass(frozen=True)
+class LossMask:
+    """Which of a shard's predictions count."""
+
+    sha256: str
+    """Hexadecimal digest of the mask's file."""
+    predictions: int
+    """How many count."""
+    text_bytes: int
+    """UTF-8 bytes of the text that these predict."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Shard:
-    """Two files: tokens, and the offsets of documents in them."""
+    """Two files or three: tokens, the offsets of documents in them, and which predictions count."""
 
     file: str
     """Name of the tokens' file in its folder."""
@@ -45,6 +62,13 @@ class Shard:
     """Hexadecimal digest of the tokens' file."""
     offsets_sha256: str
     """Hexadecimal digest of the offsets' file."""
+    mask: LossMask | None = None
+    """None where every prediction counts."""
+
+    @property
+    def mask_file(self) -> str:
+        """Name of the mask's file, if there is one."""
+        return Path(self.file).with_suffix(".mask").name
 
     @property
     def offsets_file(self) -> str:
@@ -75,6 +99,16 @@ class Part:
         return sum(shard.tokens for shard in self.shards)
 
     @property
+    def predictions(self) -> int:
+        """Those predictions that count for the loss."""
+        return sum(s.tokens if s.mask is None else s.mask.predictions for s in self.shards)
+
+    @property
+    def predicted_bytes(self) -> int:
+        """UTF-8 bytes of the text that these predict."""
+        return sum(s.text_bytes if s.mask is None else s.mask.text_bytes for s in self.shards)
+
+    @property
     def documents(self) -> int:
         """Documents."""
         return sum(shard.documents for shard in self.shards)
@@ -97,6 +131,8 @@ class SourceFiles:
     """Digest of their names, sizes and modification times."""
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     """Documents left out, by reason."""
+    cleaned: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Documents changed by `data.clean`, by what was changed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +146,7 @@ class Manifest:
     vocab_size: int
     """Largest token id + 1."""
     bos_id: int
-    """First token of every document."""
+    """First token of every document, unless the tokenizer adds none."""
     eos_id: int
     """Implied target of the last token of every document."""
     dtype: TokenType
@@ -121,12 +157,19 @@ class Manifest:
     """What was read, in the order of the configuration's sources."""
     config: DataConfig
     """The configuration it was made from."""
+    chat_template: str | None = None
+    """Jinja template of the conversations, where there are some or one was configured."""
     format_version: int = FORMAT_VERSION
     """Rises when older programs can't read the folder."""
 
     def split(self, name: Split) -> tuple[Part, ...]:
         """The parts of a split."""
         return tuple(part for part in self.parts if part.split == name)
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether in some documents not every prediction counts."""
+        return any(shard.mask is not None for part in self.parts for shard in part.shards)
 
     def weight(self, part: Part) -> float:
         """Weight of a part in the mixture."""
@@ -150,19 +193,20 @@ class Manifest:
             ) from None
         try:
             version = json.loads(text)["format_version"]
-            if version == FORMAT_VERSION:
+            if version in _READ_VERSIONS:
                 return _adapter().validate_json(text)
         except (ValueError, KeyError, TypeError) as error:
             fix = "preparing the data again into another folder"
             raise DataError(f"{path} is damaged", str(error), fix) from None
         raise DataError(
-            f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}",
+            f"{path} has format version {version!r}, this program reads up to {FORMAT_VERSION}",
             fix="a newer bitttt_jax, or preparing the data again",
         )
 
     def save(self, folder: Path) -> None:
         """Writes the manifest into a folder; the folder counts as prepared from then on."""
-        text = _adapter().dump_json(self, indent=2).decode()
+        written = dataclasses.replace(self, format_version=FORMAT_VERSION)
+        text = _adapter().dump_json(written, indent=2).decode()
         atomic.write_text(folder / MANIFEST_FILE, text + "\n")
 
 

@@ -13,6 +13,9 @@ import numpy as np
 
 from bitttt_jax.data.shards import TokenShard
 
+NOT_COUNTED = -1
+"""Target of a prediction that doesn't count for the loss."""
+
 
 class Row(TypedDict):
     """One window, int32 arrays [T]."""
@@ -20,7 +23,8 @@ class Row(TypedDict):
     tokens_T: np.ndarray
     """Inputs; 0 at padding."""
     targets_T: np.ndarray
-    """The token after each input, eos after a document's last; 0 at padding."""
+    """The token after each input, eos after a document's last; `NOT_COUNTED` where the prediction
+    of it doesn't count; 0 at padding."""
     segment_ids_T: np.ndarray
     """Documents in the row counted from 1; 0 at padding."""
     positions_T: np.ndarray
@@ -71,6 +75,9 @@ class PackedShard:
         row["tokens_T"][places] = tokens[:total]
         row["targets_T"][places[: len(tokens) - 1]] = tokens[1:]
         row["targets_T"][ends[ends <= self._seq_len] - 1] = self._eos_id
+        if self._shard.mask is not None:
+            is_counted = self._shard.mask[origin : origin + total]
+            row["targets_T"][places[is_counted == 0]] = NOT_COUNTED
         row["segment_ids_T"][places] = np.repeat(np.arange(1, len(counts) + 1), counts)
         row["positions_T"][places] = positions
         return row

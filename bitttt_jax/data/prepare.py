@@ -20,6 +20,8 @@ import psutil
 from bitttt_jax.config import DataConfig
 from bitttt_jax.config_loading import flatten
 from bitttt_jax.data.build import Progress, build
+from bitttt_jax.data.chat_format import named
+from bitttt_jax.data.chat_templates import ChatTemplate, with_end_of_reply
 from bitttt_jax.data.files import MissingSourceError
 from bitttt_jax.data.manifest import MANIFEST_FILE, Manifest
 from bitttt_jax.data.sources import Source
@@ -109,13 +111,17 @@ def _changed_files(config: DataConfig, manifest: Manifest) -> list[str]:
                     f"the files of {source.path} have changed: {now.files} with {now.bytes} bytes "
                     f"in all, and there were {before.files} with {before.bytes}"
                 )
+    template = ChatTemplate(manifest.chat_template) if manifest.chat_template else None
+    written = Path(config.chat_template).expanduser()
+    if config.chat_template and written.is_file() and named(config.chat_template) != template:
+        changes.append(f"{written} has changed")
     tokenizer = Path(config.tokenizer.path).expanduser()
-    if (
-        config.tokenizer.kind == "file"
-        and tokenizer.exists()
-        and Tokenizer.load(tokenizer).fingerprint != manifest.tokenizer_fingerprint
-    ):
-        changes.append(f"{tokenizer} has changed")
+    if config.tokenizer.kind == "file" and tokenizer.exists():
+        found = Tokenizer.load(tokenizer)
+        if template is not None and manifest.has_conversations:
+            found = with_end_of_reply(found, template)
+        if found.fingerprint != manifest.tokenizer_fingerprint:
+            changes.append(f"{tokenizer} has changed")
     return changes
 
 

@@ -6,17 +6,36 @@ import dataclasses
 import hashlib
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from bitttt_jax.data.manifest import SPLITS, TOKENIZER_FILE, Manifest, Part, Shard, Split, TokenType
+from bitttt_jax.data.manifest import (
+    SPLITS,
+    TOKENIZER_FILE,
+    LossMask,
+    Manifest,
+    Part,
+    Shard,
+    Split,
+    TokenType,
+)
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
 
 # A document that would make a shard longer than this starts the next one.
 _SHARD_TOKENS = 1 << 27
 _OFFSET = np.dtype("<u8")
+_FLAG = np.dtype("u1")
+
+
+class Counted(NamedTuple):
+    """Which predictions of a document count for the loss."""
+
+    mask_T: np.ndarray
+    """At each of its tokens whether that of the next one does, bool [T]."""
+    text_bytes: int
+    """UTF-8 bytes of the text that these predict."""
 
 
 class ShardWriter:
@@ -26,16 +45,24 @@ class ShardWriter:
       folder: where the shards go.
       stem: start of their names.
       dtype: `uint16` or `uint32`, wide enough for every token id.
+      masked: write a mask too: in some documents, not every prediction counts.
     """
 
-    def __init__(self, folder: Path, stem: str, dtype: TokenType):
-        self._folder, self._stem = folder, stem
+    def __init__(self, folder: Path, stem: str, dtype: TokenType, *, masked: bool = False):
+        self._folder, self._stem, self._masked = folder, stem, masked
         self._dtype = _token_dtype(dtype)
         self._file: BinaryIO | None = None
+        self._mask: _MaskWriter | None = None
         self._shards: list[Shard] = []
 
-    def add(self, tokens_T: np.ndarray, text_bytes: int) -> None:
-        """Appends a document of at least one token."""
+    def add(self, tokens_T: np.ndarray, text_bytes: int, counted: Counted | None = None) -> None:
+        """Appends a document of at least one token.
+
+        Args:
+          tokens_T: its tokens.
+          text_bytes: UTF-8 bytes of its text.
+          counted: which predictions count, given where the writer is `masked`; None for all.
+        """
         if self._file is not None and self._offsets[-1] + len(tokens_T) > _SHARD_TOKENS:
             self._finish_shard()
         if self._file is None:
@@ -46,6 +73,9 @@ class ShardWriter:
         self._digest.update(data)
         self._offsets.append(self._offsets[-1] + len(tokens_T))
         self._text_bytes += text_bytes
+        if self._mask is not None:
+            counted = counted or Counted(np.ones(len(tokens_T), bool), text_bytes)
+            self._mask.add(counted)
 
     def finish(self) -> tuple[Shard, ...]:
         """Closes the last shard; returns all, none if there were no documents."""
@@ -62,14 +92,17 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        for file in (self._file, self._mask):
+            if file is not None:
+                file.close()
 
     def _start_shard(self) -> None:
         self._name = f"{self._stem}-{len(self._shards):05d}.bin"
         self._file = (self._folder / self._name).open("wb")
         self._digest = hashlib.sha256()
         self._offsets, self._text_bytes = [0], 0
+        if self._masked:
+            self._mask = _MaskWriter((self._folder / self._name).with_suffix(".mask"))
 
     def _finish_shard(self) -> None:
         assert self._file is not None
@@ -77,6 +110,7 @@ class ShardWriter:
         self._file = None
         offsets = np.array(self._offsets, _OFFSET).tobytes()
         shard = Shard(
+            mask=None if self._mask is None else self._mask.finish(),
             file=self._name,
             tokens=self._offsets[-1],
             documents=len(self._offsets) - 1,
@@ -88,6 +122,32 @@ class ShardWriter:
         self._shards.append(shard)
 
 
+class _MaskWriter:
+    """Writes the mask of one shard."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._predictions = self._text_bytes = 0
+
+    def add(self, counted: Counted) -> None:
+        """Appends that of a document."""
+        data = counted.mask_T.astype(_FLAG).tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+        self._predictions += int(np.count_nonzero(counted.mask_T))
+        self._text_bytes += counted.text_bytes
+
+    def finish(self) -> LossMask:
+        """Closes the file."""
+        self.close()
+        return LossMask(self._digest.hexdigest(), self._predictions, self._text_bytes)
+
+    def close(self) -> None:
+        """Closes the file, complete or not."""
+        self._file.close()
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenShard:
     """The memory maps of one shard."""
@@ -96,6 +156,9 @@ class TokenShard:
     """Tokens of all documents, one after another [tokens]."""
     offsets: np.ndarray
     """Start of each document in `tokens`, and the end of the last [documents + 1]."""
+    mask: np.ndarray | None = None
+    """At each token 1 where the prediction of the next one counts, else 0 [tokens]; None where all
+    count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +225,16 @@ class TokenDataset:
         """UTF-8 bytes of the documents."""
         return sum(part.text_bytes for part in self.parts)
 
+    @property
+    def predictions(self) -> int:
+        """Predictions that count for the loss in an epoch."""
+        return sum(part.predictions for part in self.parts)
+
+    @property
+    def predicted_bytes(self) -> int:
+        """UTF-8 bytes of the text that these predict."""
+        return sum(part.predicted_bytes for part in self.parts)
+
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a prepared folder.
@@ -198,7 +271,12 @@ def _open_shard(folder: Path, shard: Shard, dtype: TokenType, verify: bool) -> T
     if verify:
         _check_digest(folder / shard.file, shard.sha256)
         _check_digest(folder / shard.offsets_file, shard.offsets_sha256)
-    return TokenShard(tokens, offsets)
+    if shard.mask is None:
+        return TokenShard(tokens, offsets)
+    mask = _open_array(folder / shard.mask_file, _FLAG, shard.tokens)
+    if verify:
+        _check_digest(folder / shard.mask_file, shard.mask.sha256)
+    return TokenShard(tokens, offsets, mask)
 
 
 def _open_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

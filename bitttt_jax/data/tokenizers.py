@@ -122,26 +122,31 @@ class Tokenizer:
             self._keep_ids(ids.stop)
 
     @classmethod
-    def bytes(cls) -> Tokenizer:
-        """One token a byte, its id the byte's value, and `<|endoftext|>` with id 256."""
+    def bytes(cls, special: Sequence[str] = ()) -> Tokenizer:
+        """One token a byte, its id the byte's value, and `<|endoftext|>` with id 256.
+
+        Args:
+          special: names of further special tokens, such as `<|user|>`, from 257 on.
+        """
         vocab = {character: byte for byte, character in enumerate(byte_characters())}
         backend = _byte_level(models.BPE(vocab=vocab, merges=[]), use_regex=False)
-        backend.add_special_tokens([END_OF_TEXT])
+        backend.add_special_tokens(list(dict.fromkeys([END_OF_TEXT, *special])))
         return cls(backend.to_str())
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
         """Learns byte-level BPE merges; the same texts in the same order give the same tokens.
 
         Args:
           texts: the documents.
           vocab_size: at most this many tokens, the 256 bytes and `<|endoftext|>` included; fewer
             if no pair of tokens occurs twice any more.
+          special: names of further special tokens, such as `<|user|>`; they count too.
         """
         backend = _byte_level(models.BPE(), use_regex=True)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
+            special_tokens=list(dict.fromkeys([END_OF_TEXT, *special])),
             initial_alphabet=byte_characters(),
             show_progress=False,
         )
@@ -220,15 +225,20 @@ class Tokenizer:
                 parts[index].append(np.array(encoding.ids, dtype=np.int32))
         return [np.concatenate(part) for part in parts]
 
-    def encode_with_special(self, text: str) -> np.ndarray:
-        """Token ids [T] of text that a chat template wrote: names of special tokens are tokens.
+    def encode_with_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes text that a chat template wrote: names of special tokens are tokens.
 
         Args:
           text: what came from outside the template is guarded in it (`guard`).
+
+        Returns:
+          Token ids [T] (int32), and the characters of `text` from which each was made: int64
+          [T, 2] of the first one's place, and the place after the last one.
         """
         with _no_panic():
             encoding = self._chat_backend.encode(text, add_special_tokens=False)
-        return np.array(encoding.ids, dtype=np.int32)
+        spans_T2 = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, dtype=np.int32), spans_T2
 
     def guard(self, text: str, *, edges: bool = False) -> str:
         """Text in which `encode_with_special` finds no special or other added token.

@@ -16,11 +16,14 @@ _BLOCK_BYTES = 1 << 20
 
 def decoded_documents(dataset: TokenDataset, tokenizer: Tokenizer) -> Iterator[bytes]:
     """The documents of a split in their order, as UTF-8."""
+    bos_id = dataset.manifest.bos_id
     for source in dataset.sources:
         for shard in source.shards:
             for start, end in zip(shard.offsets, shard.offsets[1:], strict=False):
-                # The first token of a document is the bos.
-                yield tokenizer.decode(shard.tokens[int(start) + 1 : int(end)]).encode()
+                tokens_T = shard.tokens[int(start) : int(end)]
+                if tokens_T[0] == bos_id:  # text has none of its own
+                    tokens_T = tokens_T[1:]
+                yield tokenizer.decode(tokens_T).encode()
 
 
 def compressed_sizes(

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import numpy as np
 import pydantic
 
+from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.inference.prompt import encode_prompt
-from bitttt_jax.interop.chat_templates import ChatTemplate
 from bitttt_jax.runs.files import write_atomically
 
 _MOST_BYTES = 100_000_000

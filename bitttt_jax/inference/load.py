@@ -10,6 +10,7 @@ import jax
 
 from bitttt_jax.config import ModelConfig, TrainConfig
 from bitttt_jax.config_loading import load_config, with_vocabulary
+from bitttt_jax.data.chat_format import CHAT_TEMPLATE_FILE
 from bitttt_jax.data.manifest import TOKENIZER_FILE
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import CheckpointError, ConfigError, DataError
@@ -114,7 +115,20 @@ def load_run(path: str | Path, step: int | None = None) -> Model:
     with Checkpoints(run.checkpoints_path) as checkpoints:
         target = {"params": abstract_params(config.model)}
         params = checkpoints.restore(target, step, partial=True)["params"]
-    return Model(config, params, tokenizer, f"step {step}", step=step)
+    template = _chat_template(run.path / CHAT_TEMPLATE_FILE)
+    return Model(config, params, tokenizer, f"step {step}", chat_template=template, step=step)
+
+
+def _chat_template(path: Path) -> str | None:
+    """The chat template of a run; None where it was taught no conversations."""
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise DataError(f"{path} can't be read", error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no chat template", f"not UTF-8: {error}") from None
 
 
 def open_run(path: Path) -> RunDirectory:

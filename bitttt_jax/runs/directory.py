@@ -26,7 +26,7 @@ from bitttt_jax.runs.status import Heartbeat, RunStatus, State, read_status
 
 RUN_ENTRIES = (
     "config.json", "command.txt", "status.json", "metrics.jsonl", "events.jsonl", "train.log",
-    "error.json", "tokenizer.json", "data", "tb", "ckpt", "export",
+    "error.json", "tokenizer.json", "chat_template.jinja", "data", "tb", "ckpt", "export",
 )  # fmt: skip
 _TAIL_LINES = 50
 

@@ -50,9 +50,9 @@ class Evaluation(NamedTuple):
     standard_error: float
     """Standard error of `loss`, from the spread between rows; NaN with a single row."""
     tokens: int
-    """Counted tokens."""
+    """Counted predictions: all of a text, of conversations those in replies."""
     text_bytes: float
-    """Bytes of text that the tokens stand for."""
+    """Bytes of text that these stand for."""
     by_position: dict[int, Mean]
     """Means over the tokens that have at least so many tokens of their document before them in
     the row, but fewer than the next key."""
@@ -69,13 +69,14 @@ class Evaluation(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the model needs for a byte of text; comparable across tokenizers."""
-        return self.loss * self.tokens / math.log(2) / self.text_bytes
+        """Bits that the model needs for a byte of text; comparable across tokenizers; NaN where
+        nothing counted."""
+        return self.loss * self.tokens / math.log(2) / (self.text_bytes or math.nan)
 
     @property
     def bits_per_byte_error(self) -> float:
         """Standard error of `bits_per_byte`."""
-        return self.standard_error * self.tokens / math.log(2) / self.text_bytes
+        return self.standard_error * self.tokens / math.log(2) / (self.text_bytes or math.nan)
 
 
 def eval_step(config: TrainConfig, params: Any, batch: Batch) -> EvalSums:
@@ -102,7 +103,7 @@ def evaluate(
     Args:
       step: returns `eval_step` of the model for one of the batches.
       batches: rows of text.
-      bytes_per_token: bytes of text that a token stands for, on average over the split.
+      bytes_per_token: bytes of text for a prediction that counts, on average over the split.
       progress: told the number of batches done.
     """
     sums: list[EvalSums] = []
@@ -142,7 +143,8 @@ def measure(
     return evaluate(
         lambda rows: _compiled_step(config, params, meshes.to_global(rows, mesh, batch_size)),
         itertools.chain.from_iterable(split.validation_windows() for split in splits),
-        sum(split.text_bytes for split in splits) / sum(split.num_tokens for split in splits),
+        sum(split.predicted_bytes for split in splits)
+        / max(sum(split.num_predictions for split in splits), 1),
         lambda done: progress(done, total),
     )
 
@@ -152,7 +154,7 @@ def summarize(sums: Iterable[EvalSums], bytes_per_token: float) -> Evaluation:
 
     Args:
       sums: what `eval_step` returned for each batch; at least one token in all.
-      bytes_per_token: bytes of text that a token stands for, on average over the split.
+      bytes_per_token: bytes of text for a prediction that counts, on average over the split.
     """
     parts = list(sums)
     loss_RP = np.concatenate([part.loss_BP for part in parts]).astype(np.float64)

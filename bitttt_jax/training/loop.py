@@ -47,7 +47,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.started = time.monotonic()
         self.meter = Meter(
-            self.data.train.text_bytes / self.data.train.num_tokens,
+            self.data.train.bytes_per_prediction,
             self.counts.train_flops,
             hardware.measure_peak(self.config.model.compute_dtype),
             self.compiled.mesh.size,

@@ -17,7 +17,7 @@ class Meter:
     The first step of a process isn't timed: it waits for the data pipeline to start.
 
     Args:
-      bytes_per_token: of the training text, for bits per byte.
+      bytes_per_token: of text for a prediction that counts, for bits per byte.
       flops_per_token: of forward and backward pass.
       peak_flops: measured peak of one device; 0 if unknown.
       devices: number of devices.
@@ -49,8 +49,8 @@ class Meter:
     def add(self, metrics: StepMetrics) -> None:
         """Adds a step that has just ended, its metrics already on the host."""
         self._last, self._now = metrics, self._clock()
-        tokens, loss = int(metrics.tokens), float(metrics.loss)
-        self.total_tokens += tokens
+        tokens, read, loss = int(metrics.tokens), int(metrics.read), float(metrics.loss)
+        self.total_tokens += read
         if math.isfinite(loss):  # of the others `train/skipped` tells
             self._loss += loss * tokens
             self._loss_tokens += tokens
@@ -58,7 +58,7 @@ class Meter:
             self._started = self._now
         else:
             self._timed_steps += 1
-            self._timed_tokens += tokens
+            self._timed_tokens += read
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -19,7 +19,9 @@ from jax.sharding import PartitionSpec as P
 
 from bitttt_jax.config import TrainConfig
 from bitttt_jax.data.batches import Batch, Batches
-from bitttt_jax.data.manifest import MANIFEST_FILE, Manifest, Split
+from bitttt_jax.data.chat_format import CHAT_TEMPLATE_FILE
+from bitttt_jax.data.chat_format import ahead as chat_template_ahead
+from bitttt_jax.data.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, Split
 from bitttt_jax.data.prepare import prepare
 from bitttt_jax.data.shards import load_tokenizer
 from bitttt_jax.data.tokenizers import Tokenizer
@@ -28,6 +30,7 @@ from bitttt_jax.distributed.rules import shardings
 from bitttt_jax.runs.checkpoints import Checkpoints
 from bitttt_jax.runs.console import Console
 from bitttt_jax.runs.directory import RunDirectory
+from bitttt_jax.runs.files import write_atomically
 from bitttt_jax.training.evaluate import EvalSums, eval_step
 from bitttt_jax.training.first_process import first_process_first
 from bitttt_jax.training.step import StepMetrics, TrainState, init_state, train_step
@@ -103,7 +106,10 @@ def open_data(config: TrainConfig, run: RunDirectory, console: Console) -> Data:
         if run.writer:
             with console.phase("data", "reading and tokenising"):
                 prepare(config.data, folder, progress=report)
-                load_tokenizer(folder).save(run.path / "tokenizer.json")
+                load_tokenizer(folder).save(run.path / TOKENIZER_FILE)
+                template = Manifest.load(folder).chat_template
+                if template is not None:
+                    write_atomically(run.path / CHAT_TEMPLATE_FILE, template)
 
     def report(activity: str, done: int, total: int) -> None:
         run.update(phase=f"{activity}: {100 * done // max(total, 1)} %")
@@ -142,8 +148,10 @@ def vocabulary_ahead(config: TrainConfig) -> int:
     tokenizer = config.data.tokenizer
     if tokenizer.kind == "bpe":
         return tokenizer.vocab_size
-    is_file = tokenizer.kind == "file"
-    return (Tokenizer.load(tokenizer.path) if is_file else Tokenizer.bytes()).vocab_size
+    if tokenizer.kind == "file":
+        return Tokenizer.load(tokenizer.path).vocab_size
+    template = chat_template_ahead(config.data)
+    return Tokenizer.bytes(() if template is None else template.special_names).vocab_size
 
 
 def make_mesh(config: TrainConfig) -> Mesh:

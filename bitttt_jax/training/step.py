@@ -38,9 +38,11 @@ class StepMetrics(NamedTuple):
     """Scalars of a step."""
 
     loss: jax.Array
-    """Mean cross-entropy per token, nats."""
+    """Mean cross-entropy per prediction that counted, nats."""
     tokens: jax.Array
-    """Tokens that counted."""
+    """Predictions that counted."""
+    read: jax.Array
+    """Tokens that the model read, padding apart."""
     grad_norm: jax.Array
     """Global norm before clipping."""
     lr: jax.Array
@@ -56,6 +58,7 @@ class _Sums(NamedTuple):
 
     loss: jax.Array
     tokens: jax.Array
+    read: jax.Array
     grads: Any
 
 
@@ -70,7 +73,10 @@ def init_state(config: TrainConfig) -> TrainState:
 def loss_sums(
     config: TrainConfig, params: Any, batch: Batch, anneal: Anneal = Anneal()
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cross-entropy, squared normaliser (both per token, `[B, T]`) and mask of a batch."""
+    """Cross-entropy, squared normaliser (both per token, `[B, T]`) and mask of a batch.
+
+    The mask is 1 where a prediction counts: not at padding, and of conversations only in replies.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     sequence = Sequence(batch["positions_BT"], batch["segment_ids_BT"])
     hidden_BTD = transformer.read(config.model, params, batch["tokens_BT"], sequence, anneal)
@@ -78,11 +84,12 @@ def loss_sums(
         # Rows stay where they are, and through the scan over depth so do those of every block:
         # left to itself, the partitioner keeps parameters in place and gathers activations.
         hidden_BTD = jax.lax.with_sharding_constraint(hidden_BTD, P(BATCH_AXES))
-    mask_BT = (batch["segment_ids_BT"] != 0).astype(jnp.float32)
+    targets_BT = batch["targets_BT"]  # negative where the prediction doesn't count
+    mask_BT = ((batch["segment_ids_BT"] != 0) & (targets_BT >= 0)).astype(jnp.float32)
     terms = next_token_losses(
         hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
         transformer.output_head(config.model, params, hidden_BTD.dtype),
-        batch["targets_BT"].reshape(-1),
+        jnp.maximum(targets_BT, 0).reshape(-1),
         mask_BT.reshape(-1),
         chunk=config.optim.loss_chunk * math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES),
     )
@@ -95,8 +102,9 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One optimizer update.
 
-    The loss is the mean over the batch's tokens, whatever the number of accumulation parts. An
-    update whose loss or gradient isn't finite changes nothing but the counts.
+    The loss is the mean over the batch's predictions that count, whatever the number of
+    accumulation parts. An update whose loss or gradient isn't finite changes nothing but the
+    counts.
 
     Args:
       config: the run's.
@@ -133,7 +141,8 @@ def train_step(
         skipped=state.skipped + bad,
         skipped_in_row=(state.skipped_in_row + 1) * bad,
     )
-    return state, StepMetrics(loss, sums.tokens, norm, lr, state.skipped, state.skipped_in_row)
+    counts = state.skipped, state.skipped_in_row
+    return state, StepMetrics(loss, sums.tokens, sums.read, norm, lr, *counts)
 
 
 def _accumulate(config: TrainConfig, params: Any, batch: Batch, anneal: Anneal) -> _Sums:
@@ -149,12 +158,12 @@ def _accumulate(config: TrainConfig, params: Any, batch: Batch, anneal: Anneal) 
     def add(sums: _Sums, part: Batch) -> tuple[_Sums, None]:
         return jax.tree.map(jnp.add, sums, _sums(config, params, part, anneal)), None
 
-    zeros = _Sums(jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    zeros = _Sums(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(add, zeros, split)[0]
 
 
 def _sums(config: TrainConfig, params: Any, batch: Batch, anneal: Anneal) -> _Sums:
-    """Cross-entropy, token count, and gradients of the objective: of all tokens together."""
+    """Cross-entropy, token counts, and gradients of the objective: of all tokens together."""
 
     def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         cross_entropy_BT, squared_normalizer_BT, mask_BT = loss_sums(config, params, batch, anneal)
@@ -164,4 +173,5 @@ def _sums(config: TrainConfig, params: Any, batch: Batch, anneal: Anneal) -> _Su
         return total, (loss, jnp.sum(mask_BT))
 
     grads, (loss, tokens) = jax.grad(objective, has_aux=True)(params)
-    return _Sums(loss, tokens, grads)
+    read = jnp.sum((batch["segment_ids_BT"] != 0).astype(jnp.float32))
+    return _Sums(loss, tokens, read, grads)

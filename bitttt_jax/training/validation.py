@@ -120,7 +120,7 @@ class Validation:
                 params, self._compiled.eval_feed.to_devices(rows)
             ),
             self._batches(count),
-            self._split.text_bytes / self._split.num_tokens,
+            self._split.bytes_per_prediction,
             lambda done: self._console.eval_progress(done, count),
         )
         self._run.update(state="running")

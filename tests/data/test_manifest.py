@@ -41,8 +41,8 @@ def test_missing(tmp_path: Path) -> None:
 
 
 def test_newer_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_FILE).write_text('{"format_version": 2, "unknown": 0}')
-    with pytest.raises(DataError, match="format version 2, this program reads 1"):
+    (tmp_path / MANIFEST_FILE).write_text('{"format_version": 3, "unknown": 0}')
+    with pytest.raises(DataError, match="format version 3, this program reads up to 2"):
         Manifest.load(tmp_path)
 
 

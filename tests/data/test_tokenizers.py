@@ -244,14 +244,14 @@ def test_only_what_a_template_wrote_is_special() -> None:
     user = "<|end|><tool> <|en<|end|>d|>    <|end"
     for edges in (False, True):
         guarded = tokenizer.guard(user, edges=edges)
-        ids = tokenizer.encode_with_special(f"<|end|>{guarded}|>").tolist()
+        ids = tokenizer.encode_with_special(f"<|end|>{guarded}|>")[0].tolist()
         spaces = tokenizer.token_id("    ")
         before, after = user.split("    ")
         expected = [257, *before.encode(), spaces, *after.encode(), *b"|>"]
         if not edges:  # a name that the template completes
             expected[-len("<|end|>") :] = [257]
         assert ids == expected
-    np.testing.assert_array_equal(tokenizer.encode_with_special("a<|end|>"), [0x61, 257])
+    np.testing.assert_array_equal(tokenizer.encode_with_special("a<|end|>")[0], [0x61, 257])
     assert tokenizer.only_added(np.array([1, 257, 2, 256])).tolist() == [257, 256]
 
 
@@ -260,7 +260,7 @@ def test_guards_find_names_within_names() -> None:
     backend.add_special_tokens(["<a><", "<b>"])
     tokenizer = Tokenizer(backend.to_str())
     guarded = tokenizer.guard("<a><b>")
-    assert bytes(tokenizer.encode_with_special(guarded).tolist()) == b"<a><b>"
+    assert bytes(tokenizer.encode_with_special(guarded)[0].tolist()) == b"<a><b>"
 
 
 def test_tokens_are_special_before_text_is_normalised(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_tokens_are_special_before_text_is_normalised(tmp_path: Path) -> None:
         token["normalized"] = True
     tokenizer = Tokenizer(json.dumps(content))
     text = "<|end|>" + tokenizer.guard("<|END|><|end|>")
-    assert tokenizer.encode_with_special(text).tolist() == [257, *b"<|end|><|end|>"]
+    assert tokenizer.encode_with_special(text)[0].tolist() == [257, *b"<|end|><|end|>"]
 
 
 def test_decoder_after_a_prompt_keeps_the_first_space(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_control_tokens_never_come_from_text(kind: str) -> None:
     if kind == "byte_level":  # SentencePiece puts a space behind such tokens
         assert read.decode(ids) == text
     assert {end, turn, read.eos_id} == {*read.stop_ids}
-    assert read.encode_with_special("<|im_end|>").tolist() == [end]
+    assert read.encode_with_special("<|im_end|>")[0].tolist() == [end]
 
 
 def test_ordinary_text_with_the_name_of_an_end_ends_nothing() -> None:

@@ -20,8 +20,10 @@ class Clock:
         return self.now
 
 
-def metrics(loss: float, tokens: float = 10, lr: float = 0.1, skipped: int = 0) -> StepMetrics:
-    values = (loss, tokens, 2.0, lr, skipped, 0)
+def metrics(
+    loss: float, tokens: float = 10, lr: float = 0.1, skipped: int = 0, read: float | None = None
+) -> StepMetrics:
+    values = (loss, tokens, tokens if read is None else read, 2.0, lr, skipped, 0)
     return StepMetrics(*(np.asarray(value) for value in values))  # type: ignore[arg-type]
 
 
@@ -47,6 +49,14 @@ def test_means_weigh_every_token_the_same():
     add(meter, clock, 1.0, [metrics(7.0)])
     assert meter.row()["train/loss"] == 7.0
     assert meter.total_tokens == 50
+
+
+def test_rates_are_of_what_is_read_and_losses_of_what_counts():
+    meter, clock = make()
+    add(meter, clock, 1.0, [metrics(1.0, 10, read=100), metrics(4.0, 30, read=200)])
+    row = meter.row()
+    assert row["train/loss"] == 3.25 and row["perf/tokens_per_s"] == 200
+    assert meter.total_tokens == 300
 
 
 def test_the_first_step_and_pauses_are_not_timed():

@@ -1,6 +1,6 @@
 """A process of its own that renders chat templates, which are programs of strangers.
 
-Run by `chat_templates`, one JSON object a line in and out. The sandbox keeps a template from
+Run by `template_process`, one JSON object a line in and out. The sandbox keeps a template from
 everything outside it; the process bounds what no sandbox bounds: the memory, by its limit, and the
 time of every request, by a timer that ends it whatever it is doing.
 """
@@ -25,6 +25,8 @@ import jinja2.utils
 
 MEMORY_BYTES = 512 << 20
 OUTPUT_CHARS = 8 << 20
+# `BEGIN` and `END` of `chat_templates`, which this script, without the package, can't import.
+MARKS = ("\ufdd1", "\ufdd2")
 
 
 class Refused(Exception):
@@ -32,14 +34,17 @@ class Refused(Exception):
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}`, by which templates mark replies for training; here its body only."""
+    """`{% generation %}`, by which templates mark replies for training: its body between marks."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         lineno = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=lineno)
+        begin, end = (
+            jinja2.nodes.Output([jinja2.nodes.TemplateData(mark)], lineno=lineno) for mark in MARKS
+        )
+        return jinja2.nodes.Scope([begin, *body, end], lineno=lineno)
 
 
 class Namespace(jinja2.utils.Namespace):
