@@ -170,8 +170,9 @@ class Walk:
         self.page.locator("#start-run").wait_for()
         path = self.page.locator("[data-key='data.sources.0.path']").input_value()
         overrides = {
-            "steps": self.flags.steps, "model.mixers": "ttt_linear", "data.seq_len": 256, "data.batch_size": 4,
-            "data.tokenizer.kind": "bytes", "data.sources": path, "eval.every_steps": 50,
+            "steps": self.flags.steps, "model.mixers": "ttt_linear", "data.seq_len": 256,
+            "data.batch_size": 4, "data.tokenizer.kind": "bytes", "data.sources": path,
+            "eval.every_steps": 50,
             "eval.sample_prompt": "", "log.health_every_steps": 20, "checkpoint.every_steps": 100,
         }  # fmt: skip
         command = ["bitttt train --config=debug"]
