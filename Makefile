@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-tpu test-gpu test-models lint quickstart
+.PHONY: help setup test test-all test-tpu test-gpu test-models lint quickstart release
 
 VENV := .venv
 EXTRAS := dev
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-gpu     compile for GPUs that are not here (.venv-gpu; needs nvcc 13, or CUDA_HOME)'
 	@echo 'make test-models  compare with other programs (installs them, 2 GB, into .venv-models)'
 	@echo 'make lint         check format, style and types'
+	@echo 'make release      build wheel and source archive into dist/, and use the wheel elsewhere (.venv-release)'
 
 setup: $(STAMP)
 
@@ -49,6 +50,11 @@ quickstart: $(STAMP)
 	@$(BIN)/bitttt train --config=quickstart --workdir=runs/quickstart
 	@$(BIN)/bitttt evaluate --model=runs/quickstart
 	@$(BIN)/bitttt generate --model=runs/quickstart --prompt="    def __init__(self" --temperature=0.7
+
+release:
+	@$(MAKE) --no-print-directory VENV=.venv-release EXTRAS=release setup
+	@.venv-release/bin/python release/build.py
+	@.venv-release/bin/python release/check.py dist/*.whl
 
 # An environment that can't run pip, or isn't of the PYTHON asked for, counts as none.
 IS_USABLE = $(BIN)/python -c 'import pip' && \

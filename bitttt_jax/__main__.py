@@ -13,14 +13,17 @@ from bitttt_jax.errors import ConfigError, did_you_mean, exit_process, run_main
 # Name, module with main(argv), and the line that `bitttt --help` shows.
 COMMANDS = {
     "train": ("bitttt_jax.train", "train a model, or resume a run"),
+    "watch": ("bitttt_jax.commands.watch", "look at runs in the terminal"),
     "prepare": ("bitttt_jax.commands.prepare", "turn text into token shards"),
     "generate": ("bitttt_jax.commands.generate", "continue a prompt with a trained model"),
     "chat": ("bitttt_jax.commands.chat", "talk with a model"),
     "batch": ("bitttt_jax.commands.batch", "continue many prompts of a file"),
+    "serve": ("bitttt_jax.commands.serve", "answer OpenAI's clients with a model"),
     "bench": ("bitttt_jax.commands.bench", "measure how fast a model reads and writes"),
     "convert": ("bitttt_jax.commands.convert", "pack a trained model for inference"),
     "evaluate": ("bitttt_jax.commands.evaluate", "measure a trained model on text"),
     "inspect": ("bitttt_jax.commands.inspect", "show what a model's files hold"),
+    "studio": ("bitttt_jax.commands.studio", "train, watch and try models in the browser"),
     "doctor": ("bitttt_jax.commands.doctor", "check this installation"),
 }
 

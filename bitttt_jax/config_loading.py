@@ -6,6 +6,7 @@ accepted or refused with the same words wherever it comes from.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -18,10 +19,10 @@ from typing import Any
 import pydantic
 
 from bitttt_jax.config import SourceConfig, TrainConfig
+from bitttt_jax.config.model import VOCAB_MULTIPLE
 from bitttt_jax.errors import BittttError, ConfigError, did_you_mean
 
 FLAG_PREFIX = "--config."
-_VOCAB_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,12 @@ def load_config(spec: str) -> TrainConfig:
 def preset_names() -> list[str]:
     """Names of the shipped presets, sorted."""
     return sorted(path.stem for path in _preset_folder().glob("*.py"))
+
+
+def preset_summary(name: str) -> str:
+    """The first line of a preset's docstring."""
+    tree = ast.parse((_preset_folder() / f"{name}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 def to_json(config: TrainConfig) -> str:
@@ -307,7 +314,7 @@ def with_vocabulary(config: TrainConfig, tokens: int) -> TrainConfig:
     Raises:
       ConfigError: the configured size is too small for the tokenizer.
     """
-    size = config.model.vocab_size or -(-tokens // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    size = config.model.vocab_size or -(-tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if size < tokens:
         raise ConfigError(
             f"model.vocab_size={size} is smaller than the tokenizer, which has {tokens} tokens",

@@ -5,8 +5,11 @@ JAX takes a second to import: the functions here do so only when it is clear tha
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from bitttt_jax.runs.console import Console
     from bitttt_jax.runs.directory import RunDirectory
     from bitttt_jax.runs.resume import ResumePlan
+    from bitttt_jax.training.estimate import Estimate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +49,7 @@ def _main(argv: Sequence[str]) -> int:
     first = jax.process_index() == 0
     try:
         if flags.dry_run:
-            return _dry_run(flags, Console(mode=flags.console if first else "silent"))
+            return _dry_run(flags, first)
         opened = first_process_first(lambda: RunDirectory.open(flags.workdir, writer=first))
         with opened as run:
             plan = _prepare(flags, run)  # until here the folder may be another run's
@@ -160,21 +164,52 @@ def _continue_prompt(config: TrainConfig, tokenizer: Tokenizer, params: Any) -> 
     return completion.text
 
 
-def _dry_run(flags: TrainFlags, console: Console) -> ExitCode:
-    """Does all that needs neither the text nor a run directory, compilation included."""
+def _dry_run(flags: TrainFlags, first: bool) -> ExitCode:
+    """Tells what the run would take; with `--console=json` in one object, also where it fails."""
+    from bitttt_jax.runs.console import Console
+    from bitttt_jax.runs.failures import describe_failure
+    from bitttt_jax.runs.files import to_row
+    from bitttt_jax.training.estimate import Estimate
+
+    estimate, as_json = Estimate(), flags.console == "json"
+    try:
+        with Console(mode=flags.console if first and not as_json else "silent") as console:
+            _estimate(flags, estimate, console)
+    except Exception as error:
+        estimate.failure = describe_failure(error)
+        raise
+    finally:
+        if first and as_json:
+            row = to_row({"kind": "estimate", **dataclasses.asdict(estimate)})
+            print(json.dumps(row, allow_nan=False), flush=True)
+    return ExitCode.OK
+
+
+def _estimate(flags: TrainFlags, estimate: Estimate, console: Console) -> None:
+    """Does all that needs neither the text nor a run directory, some steps included."""
     from bitttt_jax.models.counts import count
     from bitttt_jax.runs.directory import RunDirectory
     from bitttt_jax.training import describe, setup
+    from bitttt_jax.training.estimate import count_parameters, measure_memory, measure_time
 
     mesh = setup.make_mesh(flags.config)
     config = with_vocabulary(flags.config, setup.vocabulary_ahead(flags.config))
-    console.line("model", describe.describe_model(config, count(config.model, config.data.seq_len)))
+    counts = count(config.model, config.data.seq_len)
+    count_parameters(estimate, counts)
+    console.line("model", describe.describe_model(config, counts))
     console.line("optim", describe.describe_optimizer(config))
     console.line("mesh", describe.describe_mesh(mesh, config))
+    began = time.monotonic()
     compiled = setup.compile_steps(config, mesh, RunDirectory(flags.workdir), console)
+    estimate.compile_s = time.monotonic() - began
     console.line("memory", describe.describe_memory(compiled))
+    # Simulated devices show how a run is sharded over others, not how it runs here.
+    measure_memory(estimate, compiled, here=not flags.sim_devices)
+    if not flags.sim_devices:
+        measure_time(estimate, config, compiled, console)
+    for label, text in estimate.words(config.steps):
+        console.line(label, text)
     console.line("done", f"--dry_run: nothing was trained, nothing written to {flags.workdir}")
-    return ExitCode.OK
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Literal, NoReturn
 from absl import flags
 
 from bitttt_jax.config import TrainConfig
+from bitttt_jax.config.sizes import SIZES, parse_size, resize
 from bitttt_jax.config_loading import (
     FLAG_PREFIX,
     apply_overrides,
@@ -24,10 +25,11 @@ from bitttt_jax.config_loading import (
 )
 from bitttt_jax.errors import ConfigError, did_you_mean
 
-_USAGE = "bitttt train --config=SPEC [--workdir=DIR] [flags] [--config.KEY=VALUE ...]"
+_USAGE = "bitttt train --config=SPEC [--size=SIZE] [--workdir=DIR] [flags] [--config.KEY=VALUE ...]"
 _EXAMPLES = (
     ("bitttt train --config=quickstart", "a small model on this computer"),
     ("bitttt train --config=quickstart --config.steps=2e3 --config.optim.lr=1e-3", "other values"),
+    ("bitttt train --config=quickstart --size=30m", "the same with 30 million parameters"),
     ("bitttt train --config=my.py --config.data.sources=a.txt,b/", "own preset, own text"),
     ("bitttt train --config=runs/a/config.json --workdir=runs/b", "an earlier run once more"),
 )
@@ -38,9 +40,9 @@ class TrainFlags:
     """A parsed command line."""
 
     config: TrainConfig
-    """What to train: the preset or file, with the overrides applied."""
+    """What to train: the preset or file, in its size, with the overrides applied."""
     preset: TrainConfig
-    """The same before the overrides."""
+    """The same before size and overrides."""
     spec: str
     """Value of `--config`."""
     workdir: str
@@ -82,7 +84,7 @@ def parse_train_flags(argv: Sequence[str]) -> TrainFlags:
             "bitttt train --config=quickstart",
         )
     preset = load_config(values.config)
-    config = apply_overrides(preset, overrides)
+    config = apply_overrides(_sized(preset, values.size), overrides)
     if values.print_config:
         print(to_json(config), end="")
         raise SystemExit(0)
@@ -102,11 +104,27 @@ def parse_train_flags(argv: Sequence[str]) -> TrainFlags:
     )
 
 
+def _sized(preset: TrainConfig, size: str) -> TrainConfig:
+    """The preset on the size dial, under a name of its own."""
+    if not size:
+        return preset
+    try:
+        resized = resize(preset, parse_size(size))
+    except ConfigError as error:
+        raise ConfigError(f"--size={size}: {error.what}", error.why, error.fix) from None
+    return dataclasses.replace(resized, name=f"{preset.name}_{size.lower()}")
+
+
 def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     values.set_gnu_getopt()
     for name, default, text in (
         ("config", "", "preset name, .py file with get_config(), or config.json of a run"),
+        (
+            "size",
+            "",
+            f"about so many parameters: {', '.join(size.name for size in SIZES)}, 45m ...",
+        ),
         ("workdir", "", "run directory; runs/NAME with the configuration's name if not given"),
         ("coordinator", "", "HOST:PORT of process 0, for several processes started by hand"),
     ):
@@ -124,7 +142,10 @@ def _define_flags() -> flags.FlagValues:
     ):
         flags.DEFINE_integer(name, count, text, lower_bound=lower, flag_values=values)
     for name, text in (
-        ("dry_run", "describe model, mesh and memory, then stop; reads and writes nothing"),
+        (
+            "dry_run",
+            "say what memory and time it would take, then stop; reads no text, writes nothing",
+        ),
         ("print_config", "print the configuration in effect as JSON and stop"),
     ):
         flags.DEFINE_boolean(name, False, text, flag_values=values)

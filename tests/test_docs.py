@@ -29,6 +29,8 @@ from bitttt_jax.commands import (
     generate,
     inspect,
     prepare,
+    studio,
+    watch,
 )
 from bitttt_jax.config import DataConfig, SourceConfig, TrainConfig
 from bitttt_jax.config_loading import flatten, load_config, preset_names, to_json
@@ -160,10 +162,17 @@ def parse_command(argv: Sequence[str]) -> None:
             parse_with(inspect.Flags)(args)
         case ["bitttt", "doctor", *args]:
             parse_with(doctor.Flags)(args)
+        case ["bitttt", "watch", *args]:
+            parse_with(watch.Flags)(args)
+        case ["bitttt", "studio", *args]:
+            parse_with(studio.Flags)(args)
         case ["./launch.sh", *args]:
             parse_launch(args)
         case ["python", "docs/make_screenshots.py", *args]:
             screenshots().parse_flags(args)
+        case ["python", "release/check.py", wheel, *args]:
+            assert wheel == "dist/*.whl"
+            assert all(re.fullmatch(r"--python=python3\.\d+", arg) for arg in args)
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         case ["tensorboard", logdir]:
@@ -232,7 +241,19 @@ def test_commands_and_flags_in_the_text(page: Path, place: Path, monkeypatch: py
 
 def known_flags() -> set[str]:
     known = {f"--{name}" for name in train_flags._define_flags()} | launcher_flags()
-    commands = (generate, chat, batch, evaluate, prepare, convert, bench, inspect, doctor)
+    commands = (
+        generate,
+        chat,
+        batch,
+        evaluate,
+        prepare,
+        convert,
+        bench,
+        inspect,
+        doctor,
+        watch,
+        studio,
+    )
     for flags in (command.Flags for command in (*commands, screenshots())):
         known |= {f"--{field.name}" for field in dataclasses.fields(flags)}
     return known | {f"--config.{key}" for key in flatten(TrainConfig())} | {"--help"}

@@ -17,6 +17,7 @@ ROWS = (
     {"errors"},
     {"config"},
     {"config_loading"},
+    {"train_flags"},
     {"native"},
     {"ops"},
     {"ttt", "ternary"},
@@ -26,7 +27,6 @@ ROWS = (
     {"interop"},
     {"training", "inference"},
     {"studio", "server", "rehearse", "launch"},
-    {"train_flags"},
     {"commands", "train"},
     {"__main__"},
 )

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bitttt_jax.config.sizes import resize
 from bitttt_jax.config_loading import flatten, from_json, load_config
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.train_flags import parse_train_flags
@@ -118,6 +120,18 @@ def test_answers_without_jax(flag: str):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_addresses_are_no_workdirs() -> None:
-    with pytest.raises(ConfigError, match=r"--workdir=gs://bucket/run is no path.*\n.*renames"):
-        parse_train_flags(["--config=debug", "--workdir=gs://bucket/run"])
+def test_size_is_set_before_the_overrides():
+    sized = parse_train_flags(["--config=quickstart", "--size=30M"])
+    assert (sized.config.name, sized.workdir) == ("quickstart_30m", "runs/quickstart_30m")
+    assert sized.preset == load_config("quickstart")
+    assert sized.config.model == resize(sized.preset, 30_000_000).model
+    changed = parse_train_flags(
+        ["--config.model.num_layers=2", "--config=quickstart", "--size=30m"]
+    )
+    assert changed.config.model == dataclasses.replace(sized.config.model, num_layers=2)
+
+
+@pytest.mark.parametrize("size", ["big", "3", "1m"])
+def test_sizes_that_are_refused_name_the_flag(size: str):
+    with pytest.raises(ConfigError, match=f"^--size={size}: "):
+        parse_train_flags(["--config=ttt_125m", f"--size={size}"])

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bitttt_jax.commands.figures import Figures
-from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.errors import ConfigError, DataError, did_you_mean
 from bitttt_jax.inference.conversation import Conversation
+from bitttt_jax.inference.dialogue import Dialogue
 from bitttt_jax.inference.engine import Engine
 from bitttt_jax.inference.model import Model
 from bitttt_jax.inference.requests import Handle, Piece, Request
@@ -53,17 +53,13 @@ class Session:
     system: dataclasses.InitVar[str] = ""
 
     def __post_init__(self, system: str) -> None:
-        template = self.model.chat_template
-        self.conversation = Conversation(
-            self.model.tokenizer, None if template is None else ChatTemplate(template), system
-        )
+        model = self.model
+        self.conversation = Conversation.of(model.tokenizer, model.chat_template, system)
+        config = model.config
+        self._dialogue = Dialogue(self.conversation, config, self.context, config.uses_ttt)
         self.figures = Figures()
-        self.keeps_learning = self.model.config.uses_ttt
-        """Whether fast weights go on from turn to turn."""
         self._engine = self._new_engine()
         self._replies = 0
-        self._stream: list[int] | None = None
-        """What the model has read and written so far, where the next turn can go on from it."""
 
     def introduction(self) -> str:
         """What the user should know before the first turn."""
@@ -81,14 +77,10 @@ class Session:
         Raises:
           DataError: the turn is too long, or the template refuses it; then it wasn't taken.
         """
-        conversation = self.conversation
-        before = list(conversation.turns)
-        conversation.add("user", text)
+        dialogue = self._dialogue
+        tokens, forgotten = dialogue.ask(text, self.max_tokens)
         try:
-            tokens, forgotten = conversation.trim(self._limit())
-            if not forgotten:
-                tokens = self._continued(tokens)
-            if not self.keeps_learning:
+            if not dialogue.keeps_learning:
                 self._engine = self._new_engine()
             request = Request(
                 tokens,
@@ -100,7 +92,7 @@ class Session:
             )
             handle = self._engine.submit(request)
         except BaseException:
-            conversation.turns = before
+            dialogue.retract()
             raise
         if forgotten:
             learned = ", and what was learned from them" if self.model.config.uses_ttt else ""
@@ -111,15 +103,6 @@ class Session:
         self._replies += 1
         return handle
 
-    def _continued(self, tokens: np.ndarray) -> np.ndarray:
-        """The same conversation with the model's replies in the tokens in which it wrote them."""
-        after = self.conversation.after_reply()
-        if not self.keeps_learning or self._stream is None or after is None:
-            return tokens
-        stream = np.concatenate([np.array(self._stream, np.int32), after])
-        limit = self._limit()
-        return stream if limit is None or len(stream) <= limit else tokens
-
     def reply(self, handle: Handle) -> Iterator[Piece]:
         """The pieces of a reply, which becomes a turn of the conversation however it ends."""
         text = ""
@@ -128,11 +111,7 @@ class Session:
                 text += piece.text
                 yield piece
         finally:
-            self.conversation.add("assistant", text)
-            # After a stop string the model has written more than its turn has.
-            is_whole = handle.finish_reason != "stop" or len(handle.chosen) > len(handle.tokens)
-            written = [*map(int, handle.prompt_T), *handle.tokens]
-            self._stream = written if is_whole and not handle.has_read_beyond_its_end else None
+            self._dialogue.end(handle, text)
 
     def command(self, line: str) -> str | None:
         """Does what a line that begins with a slash asks.
@@ -157,7 +136,7 @@ class Session:
             case "/save" | "/load":
                 return self._file(name, rest)
             case "/system":
-                self.conversation.system, self._stream = rest, None
+                self.conversation.system, self._dialogue.stream = rest, None
                 return "the instructions are set" if rest else "there are no instructions"
             case "/temp":
                 return self._set_temperature(rest)
@@ -177,12 +156,12 @@ class Session:
         memory = path.with_name(f"{path.name}.memory")
         if name == "/save":
             is_kept = self._save(memory)
-            self.conversation.save(path, self.name, self._stream if is_kept else None)
+            self.conversation.save(path, self.name, self._dialogue.stream if is_kept else None)
             kept = f", and {memory} what was learned from them" if is_kept else ""
             return f"{path} holds {len(self.conversation.turns)} turns{kept}"
         saved = self.conversation.load(path)
         self._begin_anew()
-        if self.keeps_learning and saved.tokens:
+        if self._dialogue.keeps_learning and saved.tokens:
             self._load(memory, saved.tokens)
         other = "" if saved.model == self.name else f", from a chat with {saved.model}"
         return f"{len(saved.turns)} turns{other}"
@@ -190,10 +169,11 @@ class Session:
     def _save(self, memory: Path) -> bool:
         """Writes what the fast weights learned; returns whether there is something."""
         memory.unlink(missing_ok=True)  # of another conversation that was saved here
-        if not self.keeps_learning or not self._stream:
+        stream = self._dialogue.stream
+        if not self._dialogue.keeps_learning or not stream:
             return False
         try:
-            return self._engine.save(memory, np.array(self._stream, np.int32)) > 0
+            return self._engine.save(memory, np.array(stream, np.int32)) > 0
         except ConfigError:  # too little was read to keep it
             return False
 
@@ -204,11 +184,11 @@ class Session:
             self.notify(f"({error.what}; the conversation is read again)")
         else:
             if tokens[: len(known)] == known:
-                self._stream = tokens
+                self._dialogue.stream = tokens
 
     def _begin_anew(self) -> None:
         """Forgets what the model keeps of what it has read."""
-        self._engine, self._stream = self._new_engine(), None
+        self._engine, self._dialogue.stream = self._new_engine(), None
 
     def _set_temperature(self, rest: str) -> str:
         try:
@@ -223,24 +203,16 @@ class Session:
             return "the model has no test-time training layers: there is nothing to turn on or off"
         if rest not in ("on", "off"):
             raise ConfigError(f"/ttt needs on or off, not {rest!r}", fix="/ttt on, or /ttt off")
-        self.keeps_learning = rest == "on"
-        if self.keeps_learning:
+        self._dialogue.keeps_learning = rest == "on"
+        if self._dialogue.keeps_learning:
             return "what the fast weights learn stays from turn to turn"
         return (
             "each reply begins with the trained fast weights and reads the conversation again: "
             "nothing stays of turns that are forgotten"
         )
 
-    def _limit(self) -> int | None:
-        """Most tokens of a prompt; None where any number can be read."""
-        # Without attention to everything the state's size doesn't grow with what was read.
-        grows = "attention" in self.model.config.mixers and not self.model.config.window
-        if self.context is None or (self.keeps_learning and not grows):
-            return None
-        return self.context - self.max_tokens
-
     def _new_engine(self) -> Engine:
-        keeps = self.keeps_learning or not self.model.config.uses_ttt
+        keeps = self._dialogue.keeps_learning or not self.model.config.uses_ttt
         return Engine(self.model, cache=self.cache, reuse_bytes=_REUSE_BYTES if keeps else 0)
 
 

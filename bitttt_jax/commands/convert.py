@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,7 +181,7 @@ def _effect(flags: Flags, model: Model, params: Any, progress: Progress) -> str:
         return "(its effect isn't measured: there is no held-out text of a run)"
     splits = [open_split(model.run, folder, "validation")]
     before, after = (
-        measure(model.run, p, splits, lambda done, total: progress(activity, done, total))
+        measure(model.run, p, splits, functools.partial(progress, activity))
         for activity, p in (("evaluate", model.params), ("evaluate packed", params))
     )
     return (

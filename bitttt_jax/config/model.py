@@ -10,6 +10,9 @@ from bitttt_jax.config.checks import STRICT, require, require_positive
 Mixer = Literal["attention", "ttt_linear", "ttt_mlp"]
 Switch = Literal["auto", "on", "off"]
 
+VOCAB_MULTIPLE = 64
+"""What `vocab_size` is rounded up to where it follows the tokenizer."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TernaryConfig:

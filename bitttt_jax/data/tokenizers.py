@@ -50,6 +50,9 @@ _MOST_TOKENS = 1 << 24
 # Before a stream; as many as one character can have.
 _CONTEXT_TOKENS = 4
 
+# Tokens of a stream whose last character isn't complete; a character has four bytes at most.
+_MOST_PENDING = 16
+
 # The library holds about 100 bytes a token while it encodes, so long documents go in pieces.
 _PIECE_CHARS = 1 << 17
 _GROUP_CHARS = 1 << 22
@@ -60,6 +63,7 @@ _CUT = re.compile(r"(?s:.*)[^\W_](?=\n| [^\W_])")
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 Item = TypeVar("Item")
+Bytes = bytes  # which a class below has as a method
 
 
 class Tokenizer:
@@ -267,6 +271,20 @@ class Tokenizer:
         text: str = self._backend.decode([int(id_) for id_ in ids], skip_special_tokens=True)
         return text
 
+    def token_bytes(self, id_: int) -> Bytes:
+        """The bytes of a token's text, of which a character's other bytes may be other tokens'.
+
+        Special tokens and ids beyond the vocabulary have none.
+        """
+        text, name = self.decode([id_]), self.token(id_) or ""
+        if "\ufffd" in text and _BYTE.fullmatch(name):
+            return bytes.fromhex(name[3:5])
+        if "\ufffd" in text and all(character in _BYTE_OF for character in name):
+            return bytes(_BYTE_OF[character] for character in name)
+        # SentencePiece's decoder drops the space before the first word.
+        is_word = name.startswith("\u2581") and not text.startswith(" ")
+        return f" {text}".encode() if is_word else text.encode()
+
     def _first_of(self, names: Iterable[str]) -> int | None:
         ids = (self.token_id(name) for name in names)
         return next((id_ for id_ in ids if id_ is not None), None)
@@ -337,12 +355,25 @@ class Decoder:
         self._pending.append(token)
         text = self._tokenizer.decode(self._context + self._pending)
         if text.endswith("\ufffd"):  # the last ones may become a character, those before won't
-            return self._give(text[: max(len(text.rstrip("\ufffd")), len(text) - 3)])
+            given = self._give(text[: max(len(text.rstrip("\ufffd")), len(text) - 3)])
+            if len(self._pending) >= _MOST_PENDING:
+                self._settle(len(text))
+            return given
         given = self._give(text)
         if given:
             self._context, self._pending = self._next_context(), []
             self._given = len(self._tokenizer.decode(self._context))
         return given
+
+    def _settle(self, length: int) -> None:
+        """Drops tokens whose text, of so many characters in all, was given out long ago.
+
+        Bytes that are no text can go on for ever. Those that can still become a character stay.
+        """
+        kept = self._pending[-_MOST_PENDING // 2 :]
+        left = length - self._given
+        self._context, self._pending = [], kept
+        self._given = max(len(self._tokenizer.decode(kept)) - left, 0)
 
     def flush(self) -> str:
         """Returns what is left at the end, an incomplete character as U+FFFD."""
@@ -451,3 +482,6 @@ def byte_characters() -> list[str]:
     others = (byte for byte in range(256) if byte not in printable)
     stand_ins = {byte: 256 + index for index, byte in enumerate(others)}
     return [chr(stand_ins.get(byte, byte)) for byte in range(256)]
+
+
+_BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}

@@ -52,6 +52,19 @@ class Conversation:
     """Instructions that stand before all turns."""
     turns: list[Turn] = dataclasses.field(default_factory=list)
 
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, chat_template: str | None, system: str = "") -> Conversation:
+        """An empty conversation.
+
+        Args:
+          tokenizer: the model's.
+          chat_template: the model's; None for one document.
+          system: instructions that stand before all turns.
+        """
+        return cls(
+            tokenizer, None if chat_template is None else ChatTemplate(chat_template), system
+        )
+
     def tokens(self) -> np.ndarray:
         """Tokens `[T]` of everything so far, ending where the next reply begins.
 

@@ -95,6 +95,26 @@ class Engine:
         self._lock = threading.Lock()
         self._count = 1  # tokens of the next call
 
+    @property
+    def model(self) -> Model:
+        """What it runs."""
+        return self._model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's, with the window that it is run with."""
+        return self._config
+
+    @property
+    def cache(self) -> CacheType | None:
+        """What attention caches hold; None for the type of the activations."""
+        return self._cache
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of a sequence; None for any number."""
+        return self._limit
+
     def submit(self, request: Request) -> Handle:
         """Takes a request, which begins as soon as a row is free.
 
@@ -153,7 +173,7 @@ class Engine:
           ConfigError: no kept state has read the beginning of these tokens.
           DataError: the file can't be written.
         """
-        found = self._saved.find(np.append(token_T, -1))
+        found = self.find(token_T)
         if not found:
             raise ConfigError("there is nothing to save: no request has read these tokens")
         memory.save(path, self._model, self._config, found)
@@ -169,8 +189,30 @@ class Engine:
           DataError: no such file, a damaged one, or the memory of another model.
         """
         saved = memory.load(path, self._model, self._config, self._cache)
-        self._saved.add(saved)
+        self.keep(saved)
         return saved.token_T
+
+    def start(self, length: int, after: SavedState | None = None) -> SavedState:
+        """The state of a sequence that somebody else reads (`Reader`), with room for it.
+
+        Args:
+          length: tokens of the sequence, as far as is known.
+          after: what was read of it; None for nothing.
+        """
+        slots = self._bucket(length)
+        if after is None:
+            state = steps.start(self._config, self._model.params, 1, slots, self._cache)
+            return SavedState(np.zeros(0, np.int32), state)
+        slots = max(slots, row_state.num_slots(after.state))
+        return SavedState(after.token_T, row_state.with_slots(after.state, slots))
+
+    def find(self, token_T: np.ndarray) -> SavedState | None:
+        """The kept state that has read most of some tokens, if any."""
+        return self._saved.find(np.append(token_T, -1))
+
+    def keep(self, saved: SavedState) -> None:
+        """Keeps a state, from which prompts that begin with its tokens can start."""
+        self._saved.add(saved)
 
     # --- requests come and go ----------------------------------------------------------------
 
@@ -218,7 +260,7 @@ class Engine:
             for handle in waiting:
                 self._waiting.remove(handle)
         for handle in (*waiting, *self._at_work()):
-            if handle.is_cancelled:
+            if handle.is_cancelled and not handle.is_done:
                 handle.finish("cancelled")
         if self._reading:
             handles = self._reading.handles
@@ -251,6 +293,7 @@ class Engine:
                 own = row_state.with_slots(found.state, slots)
                 reading.state = row_state.put_row(reading.state, row, own, 0)
                 reading.done[row] = handle.reused_tokens = len(found.token_T)
+                handle.read_tokens = handle.reused_tokens
         return reading
 
     def _bucket(self, length: int) -> int:
@@ -317,6 +360,7 @@ class Engine:
                 part = slice(reading.done[row], reading.done[row] + length_B[row])
                 token_BT[row, : length_B[row]] = handle.prompt_T[part]
                 reading.done[row] += int(length_B[row])
+                handle.read_tokens = reading.done[row]
         reading.state = steps.read_tokens(
             self._config, self._model.params, reading.state, token_BT, length_B
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,21 @@ if TYPE_CHECKING:
 
 _FORMAT = "bitttt-memory-1"
 _TOKENS = "tokens"
+_NOTE = "note:"
 _SAMPLES = 4096  # of an array's values, for a model's fingerprint
 
 
-def save(path: Path, model: Model, config: ModelConfig, saved: SavedState) -> None:
+class OtherModelError(DataError):
+    """A memory that another model keeps."""
+
+
+def save(
+    path: Path,
+    model: Model,
+    config: ModelConfig,
+    saved: SavedState,
+    notes: Mapping[str, str] = {},
+) -> None:
     """Writes a memory: there whole or not at all.
 
     Args:
@@ -37,6 +49,7 @@ def save(path: Path, model: Model, config: ModelConfig, saved: SavedState) -> No
       model: the model.
       config: the model's, with the window that it was run with.
       saved: tokens, and the state of the row that has read them.
+      notes: further texts by name, which `load_with_notes` returns.
 
     Raises:
       DataError: it can't be written.
@@ -45,6 +58,7 @@ def save(path: Path, model: Model, config: ModelConfig, saved: SavedState) -> No
     tensors = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
     tensors[_TOKENS] = saved.token_T.astype(np.int32)
     metadata = {
+        **{f"{_NOTE}{name}": text for name, text in notes.items()},
         "format": _FORMAT,
         "model": fingerprint(model.params),
         "description": model.description,
@@ -70,8 +84,16 @@ def load(path: Path, model: Model, config: ModelConfig, cache: CacheType | None)
       cache: what its attention caches hold; None for the type of the activations.
 
     Raises:
-      DataError: no such file, a damaged one, the memory of another model, or one of other caches.
+      OtherModelError: the memory of another model.
+      DataError: no such file, a damaged one, or one of other caches.
     """
+    return load_with_notes(path, model, config, cache)[0]
+
+
+def load_with_notes(
+    path: Path, model: Model, config: ModelConfig, cache: CacheType | None
+) -> tuple[SavedState, dict[str, str]]:
+    """Reads a memory as `load` does, and what was noted with it."""
     tensors, metadata = safetensors.read(path)
     if metadata.get("format") != _FORMAT:
         raise DataError(
@@ -79,7 +101,7 @@ def load(path: Path, model: Model, config: ModelConfig, cache: CacheType | None)
             f"its format is {metadata.get('format', 'not given')!r}, not {_FORMAT!r}",
         )
     if metadata.get("model") != fingerprint(model.params):
-        raise DataError(
+        raise OtherModelError(
             f"{path} is the memory of another model",
             f"it was saved with weights that aren't these ({metadata.get('description', '')})",
             "the model that it was saved with, in the same form (packed or not)",
@@ -99,7 +121,8 @@ def load(path: Path, model: Model, config: ModelConfig, cache: CacheType | None)
             f"it was saved with a window of {window}",
             f"--context={window} --overflow=slide",
         )
-    return SavedState(token_T, jax.device_put(state))
+    notes = {k.removeprefix(_NOTE): v for k, v in metadata.items() if k.startswith(_NOTE)}
+    return SavedState(token_T, jax.device_put(state)), notes
 
 
 def _number(path: Path, metadata: dict[str, str], name: str) -> int:

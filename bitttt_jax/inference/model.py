@@ -17,6 +17,7 @@ from bitttt_jax.inference.requests import Completion, Handle, Piece, Request
 from bitttt_jax.inference.sampling import SamplingConfig
 from bitttt_jax.layers.attention import CacheType
 from bitttt_jax.models import transformer
+from bitttt_jax.ternary.packing import PackedTernary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Model:
     def config(self) -> ModelConfig:
         """The network's."""
         return self.run.model
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its ternary weights are stored in 2 bits or fewer, not as latent floats."""
+        is_packed = lambda leaf: isinstance(leaf, PackedTernary)
+        return any(map(is_packed, jax.tree.leaves(self.params, is_leaf=is_packed)))
 
     def logits(self, token_T: np.ndarray) -> np.ndarray:
         """Float32 logits `[T, V]` of the token after each of some tokens, which start a document.

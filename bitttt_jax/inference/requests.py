@@ -123,6 +123,8 @@ class Handle:
         self.request, self.prompt_T, self.max_tokens = request, prompt_T, max_tokens
         self.dropped_tokens = len(request.tokens) - len(prompt_T)
         self.reused_tokens = 0
+        self.read_tokens = 0
+        """Of the prompt, so far; the last one is read by writing."""
         self.chosen: list[int] = []
         """All tokens that the model chose, those after the text's end included."""
         self.tokens: list[int] = []

@@ -83,6 +83,14 @@ def read_tokens(
     return transformer.prefill(config, params, state, token_BT, length_B)[1]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def read_observed(
+    config: ModelConfig, params: Any, state: ModelState, token_BT: jax.Array, length_B: jax.Array
+) -> tuple[jax.Array, ModelState]:
+    """Reads as `read_tokens` does, but leaves the old state; `transformer.prefill_observed`."""
+    return transformer.prefill_observed(config, params, state, token_BT, length_B)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
 def write_tokens(
     config: ModelConfig,

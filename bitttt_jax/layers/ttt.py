@@ -16,7 +16,7 @@ from bitttt_jax.layers.norm import LayerNorm, RMSNorm
 from bitttt_jax.ops.precision import widen
 from bitttt_jax.ops.rope import rope
 from bitttt_jax.ttt import inner, scan
-from bitttt_jax.ttt.health import learning_report
+from bitttt_jax.ttt.health import inner_losses, learning_report
 from bitttt_jax.ttt.state import Learner, StreamState, Views
 
 
@@ -97,7 +97,7 @@ class TTT(nn.Module):
         views = self._views(x_BTD, query, key, projected["value"], sequence, anneal)
         learner = self._learner()
         if self.is_mutable_collection("health") and not self.is_initializing():
-            self.variable("health", "ttt", lambda: learning_report(learner, views))
+            self._report(learner, views, state)
         if state is None:
             mixed = scan.read_documents(
                 learner,
@@ -126,6 +126,14 @@ class TTT(nn.Module):
             mixed = RMSNorm(config.norm_eps, name="sub_norm")(mixed)
         output = BitLinear(config, config.dim, ternary, "rows", name="output")
         return output(mixed, anneal.quantization), state
+
+    def _report(self, learner: Learner, views: Views, state: TTTState | None) -> None:
+        """Notes how the inner learning goes, in the collection `health`."""
+        if state is None:
+            self.variable("health", "ttt", lambda: learning_report(learner, views))
+        else:
+            fast = state.stream.fast
+            self.variable("health", "losses", lambda: inner_losses(learner, views, fast))
 
     def _views(self, x_BTD, query, key, value, sequence: Sequence, anneal: Anneal) -> Views:
         """Queries, keys and values per head in float32, and the inner learning rates."""

@@ -188,15 +188,54 @@ def prefill(
     Returns:
       Hidden states `[B, T, D]`, arbitrary beyond each row's length, and the new state.
     """
-    place_T = jnp.arange(token_BT.shape[1])
-    sequence = Sequence(
-        state.position_B[:, None] + place_T, (place_T < length_B[:, None]).astype(jnp.int32)
-    )
-    outputs: Any = Transformer(config).apply(
-        {"params": params}, token_BT, sequence, Anneal(), state.blocks
-    )
+    inputs = (token_BT, _next_tokens(state, token_BT, length_B), Anneal(), state.blocks)
+    outputs: Any = Transformer(config).apply({"params": params}, *inputs)
     hidden, blocks = outputs
     return hidden, ModelState(state.position_B + length_B, blocks)
+
+
+def prefill_observed(
+    config: ModelConfig,
+    params: Params,
+    state: ModelState,
+    token_BT: jax.Array,
+    length_B: jax.Array,
+) -> tuple[jax.Array, ModelState]:
+    """Reads the next tokens as `prefill` does, and observes the inner learning.
+
+    Args:
+      config: the model's, with a TTT mixer.
+      params: its parameters.
+      state: where the sequences stand: each at the beginning of a mini-batch of b tokens.
+      token_BT: tokens; each row is valid up to its length.
+      length_B: number of valid tokens.
+
+    Returns:
+      The losses of `ttt.health.inner_losses` in each TTT layer, from the first one on, as
+      `[L, B, T // b, 3]`, arbitrary for mini-batches that aren't valid up to their end; and the
+      new state.
+    """
+    inputs = (token_BT, _next_tokens(state, token_BT, length_B), Anneal(), state.blocks)
+    (_, blocks), variables = Transformer(config).apply(
+        {"params": params}, *inputs, mutable=["health"]
+    )
+    health = variables["health"]
+    places = [f"block_{i}" for i, mixer in enumerate(config.mixers) if mixer != "attention"]
+    if "blocks" in health:
+        losses = jnp.stack([health["blocks"][at]["mixer"]["losses"] for at in places], axis=1)
+        losses = losses.reshape(-1, *losses.shape[2:])
+    else:
+        groups = [health[parameters.group_name(i)] for i in range(config.num_groups)]
+        losses = jnp.stack([group[at]["mixer"]["losses"] for group in groups for at in places])
+    return losses, ModelState(state.position_B + length_B, blocks)
+
+
+def _next_tokens(state: ModelState, token_BT: jax.Array, length_B: jax.Array) -> Sequence:
+    """Where the next tokens of running sequences stand."""
+    place_T = jnp.arange(token_BT.shape[1])
+    return Sequence(
+        state.position_B[:, None] + place_T, (place_T < length_B[:, None]).astype(jnp.int32)
+    )
 
 
 def step(

@@ -159,8 +159,8 @@ class RunDirectory:
         """Appends a row to events.jsonl.
 
         Args:
-          kind: `resume`, `config`, `compile`, `eval`, `checkpoint`, `export`, `warn`, `stop` or
-            `fail`.
+          kind: `resume`, `config`, `compile`, `eval`, `sample`, `checkpoint`, `export`, `warn`,
+            `stop` or `fail`.
           **fields: JSON values, `step` among them if there is one.
         """
         if self.writer:

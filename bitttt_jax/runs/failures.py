@@ -109,6 +109,19 @@ def describe_failure(error: BaseException) -> Failure:
     )
 
 
+def does_not_fit(needed: int, limit: int, free: int) -> OutOfMemoryError:
+    """The failure of a step that would run out of memory if it were tried.
+
+    Args:
+      needed: bytes that it takes on a device.
+      limit: what a device can hold.
+      free: what of that nobody else holds.
+    """
+    room = f"{format_memory(free)} of {format_memory(limit)} free"
+    what = f"out of device memory: the step needs {format_memory(needed)}, the device has {room}"
+    return OutOfMemoryError(what, fix="; ".join(_DEVICE_HINTS))
+
+
 def _out_of_memory(text: str) -> OutOfMemoryError:
     why = text.strip().splitlines()[0][:300]
     if _ON_CHIP.search(text):

@@ -47,18 +47,19 @@ def to_row(values: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
       The same keys, and `nonfinite` with the names of those that had such a value, if any.
     """
-    row = {key: _finite(value) for key, value in values.items()}
+    row = {key: finite(value) for key, value in values.items()}
     bad = [key for key, value in values.items() if row[key] != value]
     return row | {"nonfinite": bad} if bad else row
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value with null in the place of NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_finite(item) for item in value)
+        return type(value)(finite(item) for item in value)
     return value
 
 

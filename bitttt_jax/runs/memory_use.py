@@ -15,6 +15,8 @@ from bitttt_jax.runs.console_text import format_memory
 Level = Literal["low", "high", "full"]
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_EVENTS = Path("/proc/vmstat")
 _STALLS = Path("/proc/pressure/memory")
 _STALLED = 0.1  # of the time: what has been paged out is being waited for
 
@@ -67,6 +69,42 @@ def host_memory(cgroup: Path = _CGROUP, stalls: Path = _STALLS) -> MemoryUse:
 def process_memory() -> int:
     """Bytes of this process that are in memory now."""
     return int(psutil.Process().memory_info().rss)
+
+
+def oom_kills(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP, machine: Path = _EVENTS) -> int:
+    """Processes that the kernel has killed for want of memory in this container, or machine.
+
+    Args:
+      cgroup: where the system shows containers' counters (version 1 or 2).
+      own: where it says which container this process is in.
+      machine: where it shows the machine's.
+
+    Returns:
+      Their number so far; 0 where nobody counts them.
+    """
+    for path in [*_oom_counters(cgroup, own), machine]:
+        try:
+            found = re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return 0
+
+
+def _oom_counters(cgroup: Path, own: Path) -> list[Path]:
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    groups = {controllers: path.lstrip("/") for _, controllers, path in lines}
+    # Inside a container the path may be one of the host, and the container's group is the root.
+    unified = [cgroup / groups.get("", ""), cgroup]
+    divided = [cgroup / "memory" / groups.get("memory", ""), cgroup / "memory"]
+    return [
+        *(folder / "memory.events" for folder in unified),
+        *(folder / "memory.oom_control" for folder in divided),
+    ]
 
 
 def _stalled(path: Path) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bitttt_jax.runs.console_memory import HostMemory
+from bitttt_jax.runs.memory_use import host_memory
 
 # Side of the square matrices; on a CPU their product takes some milliseconds.
 _CPU_SIZE, _SIZE = 1024, 8192
@@ -86,6 +87,29 @@ def device_peak_bytes() -> list[int]:
     """Peak memory of each local device; empty where the backend keeps no statistics."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     return [each["peak_bytes_in_use"] for each in stats if each]
+
+
+def device_room() -> tuple[int, int] | None:
+    """Bytes that a device can hold, and those of them that are free: the least of all devices.
+
+    CPU devices share the host's memory. All processes call this; None where a backend keeps no
+    statistics.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        memory, count = host_memory(), len(devices)
+        sizes_D2 = [(memory.total // count, max(memory.total - memory.used, 0) // count)]
+    else:
+        stats = [device.memory_stats() or {} for device in devices]
+        if not all("bytes_limit" in each for each in stats):
+            return None
+        sizes_D2 = [
+            (each["bytes_limit"], each["bytes_limit"] - each["bytes_in_use"]) for each in stats
+        ]
+    least = np.min(np.array(sizes_D2, np.int64), axis=0)
+    if jax.process_count() > 1:
+        least = multihost_utils.process_allgather(least).min(axis=0)
+    return int(least[0]), int(least[1])
 
 
 def memory_by_host() -> list[HostMemory]:

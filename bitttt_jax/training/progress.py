@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import jax
@@ -16,6 +17,7 @@ from bitttt_jax.training.meter import Meter
 from bitttt_jax.training.step import StepMetrics
 
 _SHOW_SECONDS = 0.5
+_ROWS_BETWEEN_LOOKS = 10
 
 
 class Progress:
@@ -96,6 +98,11 @@ class Progress:
         if peaks := hardware.device_peak_bytes():
             self.row["mem/peak_gib"] = max(peaks) / 2**30
         self._metrics.scalars(step, self.row)
+        # Several processes wait for each other here, so they do it less often.
+        often = _ROWS_BETWEEN_LOOKS if jax.process_count() > 1 else 1
+        if step // self._config.log.every_steps % often == 0:
+            hosts = hardware.memory_by_host()
+            self._run.update(devices=tuple(map(dataclasses.asdict, hosts)))
 
     def _show(self, step: int) -> None:
         steps, seconds = self._config.steps, self._meter.seconds_per_step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,11 +85,13 @@ class Validation:
         self._console.evaluation(self.last, train_loss=train_loss, seconds=seconds)
         if hosts := hardware.memory_by_host():
             self._console.memory(hosts, platform=jax.default_backend())
+            self._run.update(devices=tuple(map(dataclasses.asdict, hosts)))
         prompt = self._config.eval.sample_prompt
         if prompt:
             text = self._sample(params)
             self._console.sample(prompt, text)
             self._metrics.text(step, "sample", prompt + text)
+            self._run.event("sample", step=step, text=prompt + text)
         return values
 
     def measure_all(self, params: Any, step: int) -> None:

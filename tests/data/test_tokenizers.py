@@ -34,6 +34,37 @@ def test_bytes_that_are_no_text_are_not_held_back_for_ever():
     assert pieces[3] == "\ufffd" and "".join(pieces) == "\ufffd" * 9
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_bytes_that_are_no_text_come_as_they_would_at_once(seed: int):
+    """Characters among bytes that are none, in runs so long that what was given out is dropped."""
+    rng = random.Random(seed)
+    parts = [random_text(seed, 3).encode(), b"\xff" * 40, b"\xf0\x9f\x98", b"\x80" * 19]
+    data = b"".join(rng.choices(parts, k=12))
+    assert "".join(decoded(Tokenizer.bytes(), list(data))) == data.decode(errors="replace")
+
+
+def test_no_token_takes_longer_than_another():
+    """Each looks at a few others only, though no character is ever complete."""
+    tokenizer, lengths = Tokenizer.bytes(), []
+
+    class Counting:
+        def decode(self, ids: list[int]) -> str:
+            lengths.append(len(ids))
+            return tokenizer.decode(ids)
+
+    decoder = Decoder(Counting())  # type: ignore[arg-type]
+    assert len("".join(decoder.push(0x80) for _ in range(2000))) == 1997
+    assert max(lengths) < 30
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_bytes_of_tokens_make_the_text(kind: str, texts: list[str]):
+    tokenizer = Tokenizer.bytes() if kind == "bytes" else Tokenizer.train(texts, 320)
+    text = texts[0] + "日本語 🎉\n naïve"
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
+    assert tokenizer.token_bytes(tokenizer.eos_id) == b""
+
+
 @pytest.fixture
 def bpe(texts: list[str]) -> Tokenizer:
     return Tokenizer.train(texts, 320)

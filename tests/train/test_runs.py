@@ -14,7 +14,9 @@ import pytest
 from bitttt_jax import train
 from bitttt_jax.config import TrainConfig
 from bitttt_jax.errors import ExitCode
+from bitttt_jax.models.counts import count
 from bitttt_jax.runs.directory import RunDirectory
+from bitttt_jax.training import hardware
 from tests.train.runs import (
     arguments,
     assert_same_state,
@@ -229,4 +231,56 @@ def test_dry_run(tmp_path: Path, config: TrainConfig, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert "vocabulary 320" in out and "data=8 fsdp=1 tensor=1" in out
     assert re.search(r"^memory +[\d.]+ [KM]iB a device", out, re.MULTILINE)
+    assert re.search(r"^limit +[\d.]+ \w+ of [\d.]+ GiB a device .* fits$", out, re.MULTILINE)
+    assert re.search(r"^time +[\d.]+ m?s a step, measured: .*; 12 steps take ", out, re.MULTILINE)
     assert "loss" not in out
+
+
+def test_dry_run_as_json(tmp_path: Path, config: TrainConfig, capsys: pytest.CaptureFixture[str]):
+    before = [*arguments(tmp_path / "run", config, "--dry_run"), "--console=json"]
+    assert train.main(before) == ExitCode.OK
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert found["kind"] == "estimate" and found["fits"] and found["failure"] is None
+    model = dataclasses.replace(config.model, vocab_size=320)
+    counts = count(model, config.data.seq_len)
+    assert found["parameters"] == {
+        "ternary": counts.ternary, "float": counts.full, "fast": counts.fast,
+    }  # fmt: skip
+    assert found["packed_bytes"] == counts.packed_bytes
+    # Parameters and two moments, on each of the devices.
+    assert 12 * counts.total < found["device_bytes"] < found["device_free_bytes"]
+    assert found["total_s"] == pytest.approx(config.steps * found["step_s"])
+    tokens = config.data.batch_size * config.data.seq_len
+    assert found["tokens_per_s"] == pytest.approx(tokens / found["step_s"])
+    assert found["compile_s"] > 0
+
+
+@pytest.mark.parametrize("console", ["plain", "json"])
+def test_dry_run_of_what_does_not_fit(
+    tmp_path: Path,
+    config: TrainConfig,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    console: str,
+):
+    monkeypatch.setattr(hardware, "device_room", lambda: (2**20, 2**10))
+    before = [*arguments(tmp_path / "run", config, "--dry_run"), f"--console={console}"]
+    assert train.main(before) == ExitCode.OUT_OF_MEMORY
+    out, err = capsys.readouterr()
+    assert "the device has 1 KiB of 1 MiB free" in err and "optim.accumulation" in err
+    assert "measured" not in out
+    if console == "json":
+        found = json.loads(out)
+        assert (found["fits"], found["step_s"], found["device_limit_bytes"]) == (False, None, 2**20)
+        assert (found["failure"]["kind"], found["failure"]["exit_code"]) == ("out_of_memory", 3)
+        assert len(found["failure"]["hints"]) == 3
+        assert found["parameters"]["ternary"] > 0
+
+
+def test_samples_are_told_as_events(tmp_path: Path, config: TrainConfig, start: Callable[..., int]):
+    sampling = dataclasses.replace(config.eval, sample_prompt="def ", sample_tokens=5)
+    assert start(config=dataclasses.replace(config, steps=8, eval=sampling)) == ExitCode.OK
+    told = events(tmp_path / "run", "sample")
+    assert [event["step"] for event in told] == [4, 8]
+    assert all(event["text"].startswith("def ") for event in told)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from bitttt_jax.runs.memory_use import host_memory
 from bitttt_jax.training import hardware
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,3 +88,12 @@ def test_memory_of_this_process_and_of_devices_without_statistics():
     assert peak == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert jax.local_devices()[0].memory_stats() is None
     assert hardware.device_peak_bytes() == [] == hardware.memory_by_host()
+
+
+def test_cpu_devices_share_the_free_memory_of_the_host():
+    room = hardware.device_room()
+    assert room is not None
+    limit, free = room
+    count = jax.local_device_count()
+    assert limit == host_memory().total // count
+    assert 0 < free < limit
