@@ -76,6 +76,7 @@ def test_a_run_is_packed_and_downloaded(client: TestClient, studio: Studio, fold
     assert client.get(f"/api/jobs/{job}").json()["result"] is None
 
 
+@pytest.mark.slow
 def test_what_can_t_be_converted_leaves_a_card(client: TestClient, studio: Studio, folder: Path):
     rooms.with_run(studio)
     asked = {"model": "tiny", "name": "ttt", "to": "gguf-tq2_0"}
@@ -154,3 +155,4 @@ def test_commands(tmp_path: Path):
 def test_a_result_that_was_removed_by_hand(studio: Studio, folder: Path):
     job = start_job(studio.jobs, "convert", "x", ["--version"], subject=str(folder / "gone"))
     assert exports.export_result(job) is None
+    rooms.end_jobs(studio)

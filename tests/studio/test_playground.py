@@ -287,6 +287,7 @@ def test_a_player_that_is_killed_gets_a_card(client: httpx.Client, older: str, s
     assert older not in [one["id"] for one in client.get("play").json()["players"]]
 
 
+@pytest.mark.slow
 def test_a_damaged_model_gets_a_card(client: httpx.Client, studio: Studio):
     run = rooms.with_run(studio, "damaged")
     for path in (run / "ckpt").rglob("*"):
