@@ -114,6 +114,19 @@ def test_startup_is_measured(tmp_path: Path, toy: Path):
 
 
 @pytest.mark.slow
+def test_the_studio_is_measured(tmp_path: Path):
+    path = tmp_path / "record.json"
+    flags = ["--rows=500", "--repeats=1", "--updates=2", "--watched_s=1", "--flood_mb=2"]
+    done = run_script("benchmarks.studio", *flags, f"--output={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(path.read_text())
+    for name in ("start_s", "open_s", "open_again_s", "update_s", "flood_answer_s"):
+        assert 0 < record[name]["median"] < 60, name
+    for pages in (0, 1, 8):
+        assert 0 <= record[f"cpu_with_{pages}_pages_percent"] < 100
+
+
+@pytest.mark.slow
 def test_startup_of_a_run_that_fails(tmp_path: Path, toy: Path):
     path = tmp_path / "record.json"
     args = [f"--config={toy}", "--repeats=1", f"--output={path}", "--config.mesh.data=3"]

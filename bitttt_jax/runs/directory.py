@@ -189,10 +189,11 @@ class RunDirectory:
         if not self.writer and path.exists():
             path = self.path / f"error.{socket.gethostname()}-{os.getpid()}.json"
         content = dataclasses.asdict(failure) | {"tail": tail(self.log_path)}
-        self.update(state="failed", exit_code=failure.exit_code, error_kind=failure.kind)
         with contextlib.suppress(OSError):  # a full disk may be what ends the run
             write_atomically(path, json.dumps(content, indent=2) + "\n")
             self.event("fail", error_kind=failure.kind, title=failure.title)
+        # Last: who reads that it failed finds the reason.
+        self.update(state="failed", exit_code=failure.exit_code, error_kind=failure.kind)
         return failure
 
     def truncate_metrics(self, step: int) -> int:

@@ -9,6 +9,8 @@ import errno
 import importlib
 import importlib.util
 import logging
+import mimetypes
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from bitttt_jax.errors import BittttError
 from bitttt_jax.studio.errors import RequestError, error_body
 from bitttt_jax.studio.routing import json_response
 from bitttt_jax.studio.run_store import RunStore
+from bitttt_jax.studio.schema import schema
 from bitttt_jax.studio.security import Policy, Security
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ MODULES = (
 
 _NO_FILE = (errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 _STATIC = Path(__file__).parent / "static"
+# Browsers run scripts of these types only; the system's own table may say something else.
+mimetypes.add_type("text/javascript", ".js")
+mimetypes.add_type("image/svg+xml", ".svg")
 
 
 @dataclasses.dataclass
@@ -87,6 +93,7 @@ def make_app(studio: Studio, policy: Policy) -> Security:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        threading.Thread(target=_warm_up, daemon=True).start()
         yield
         studio.stopping.set()
         for close in studio.on_shutdown:
@@ -118,6 +125,12 @@ def api_routes(studio: Studio) -> list[BaseRoute]:
         if importlib.util.find_spec(full):
             routes += importlib.import_module(full).routes(studio)
     return routes
+
+
+def _warm_up() -> None:
+    """Loads what the first page with curves and a form needs, while it is being opened."""
+    importlib.import_module("bitttt_jax.runs.series")
+    schema()
 
 
 def _index(request: Request) -> Response:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitttt_jax.runs.directory import RunDirectory
+from bitttt_jax.runs.observe import Observation, explain
 from bitttt_jax.studio.logs import clean, tail_lines
 from bitttt_jax.studio.processes import Job, JobState
 from bitttt_jax.studio.run_files import read_json
@@ -37,7 +38,7 @@ def run_card(facts: RunFacts, config: Mapping[str, Any]) -> Card | None:
     elif facts.not_responding:
         card = _not_responding(facts)
     elif facts.state == "lost":
-        card = _card("lost", "The process is gone", _LOST)
+        card = _lost(facts)
     elif facts.state == "failed":
         card = _ended_badly(facts.exit_code, facts.job_state, folder / "train.log")
     else:
@@ -111,6 +112,16 @@ def _from_error(error: Mapping[str, Any]) -> Card:
     )
 
 
+def _lost(facts: RunFacts) -> Card:
+    if facts.status is None:
+        return _card("lost", "The process is gone", _LOST)
+    seen = Observation("lost", facts.alive, False, facts.status)
+    told = explain(RunDirectory(facts.folder), seen)
+    assert told is not None
+    title = told.title[0].upper() + told.title[1:]
+    return _card("lost", title, told.why, hints=list(told.hints))
+
+
 def _not_responding(facts: RunFacts) -> Card:
     step = facts.status.step if facts.status else 0
     return _card(
@@ -179,11 +190,13 @@ def fixes(kind: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     if kind in ("out_of_memory", "killed"):
         batch, parts = value("data.batch_size", 1), value("optim.accumulation", 1)
-        if batch > 1:
-            half = batch // 2
-            fewer = max(n for n in range(1, min(parts, half) + 1) if half % n == 0)
+        half, now = batch // 2, batch / parts
+        # The same number of parts if they come out even, else so many that each is smaller.
+        sizes = [n for n in range(1, half + 1) if half % n == 0 and half / n < now]
+        if sizes:
+            shared = parts if parts in sizes else sizes[0]
             changes = {"data__batch_size": half}
-            changes |= {"optim__accumulation": fewer} if fewer != parts else {}
+            changes |= {"optim__accumulation": shared} if shared != parts else {}
             change("halve_batch", f"Halve the batch to {half} rows", **changes)
         more = next((n for n in range(2 * parts, batch + 1) if batch % n == 0), None)
         if more and kind == "out_of_memory":

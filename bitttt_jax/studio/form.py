@@ -264,7 +264,7 @@ def _mentioned(message: str, values: Mapping[str, Any], known: Mapping[str, Any]
     for found in _NAME.finditer(message.partition(" (did you mean")[0]):
         key = found[0].removeprefix("config.").rstrip(".")
         item = key.rpartition(".")[0]  # of a list's item, which is told by its number
-        for name in (key, sources.get(key), item):
+        for name in (key, sources.get(key, key), item):
             if name in values or name in known:
                 yield name
                 break

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bitttt_jax.runs.memory_use import MemoryUse, host_memory, process_memory
+from bitttt_jax.runs.memory_use import MemoryUse, host_memory, oom_kills, process_memory
 
 GIB = 2**30
 
@@ -28,3 +28,23 @@ def test_a_containers_limit_counts(tmp_path: Path):
     (tmp_path / "memory.max").write_text("max\n")
     machine = host_memory(tmp_path, tmp_path / "no stalls")
     assert machine.total > GIB and machine.stalled == 0 and machine.used >= process_memory() > 0
+
+
+@pytest.mark.parametrize(
+    ("own", "counter", "text", "kills"),
+    [
+        ("0::/a/b\n", "a/b/memory.events", "oom 7\noom_kill 3\noom_group_kill 0\n", 3),
+        ("0::/of/the/host\n", "memory.events", "oom_kill 2\n", 2),  # seen from inside
+        ("4:memory:/a\n0::/\n", "memory/a/memory.oom_control", "under_oom 0\noom_kill 5\n", 5),
+        ("4:memory:/x\n", "memory/memory.oom_control", "oom_kill 1\n", 1),
+        ("", "nothing", "", 9),
+    ],
+)
+def test_kills_for_want_of_memory(tmp_path: Path, own: str, counter: str, text: str, kills: int):
+    (tmp_path / "own").write_text(own)
+    (tmp_path / "machine").write_text("pgfault 1\noom_kill 9\n")
+    path = tmp_path / "cgroup" / counter
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert oom_kills(tmp_path / "cgroup", tmp_path / "own", tmp_path / "machine") == kills
+    assert oom_kills(tmp_path, tmp_path / "none", tmp_path / "none") == 0
