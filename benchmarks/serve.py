@@ -26,6 +26,9 @@ from benchmarks.turns import Case, take_turns
 from bitttt_jax.errors import ConfigError, run_main
 
 _COUNTS = (1, 16)
+_MIXERS = ("ttt_linear", "attention")
+# What is kept for other prompts is full soon, so that growth is a leak.
+_SOAK_FLAGS = ("--reuse=16",)
 _NAMES = ("first_s", "token_s", "tokens_per_s")
 
 
@@ -61,19 +64,22 @@ def _main(argv: Sequence[str]) -> int:
     path = Path(flags.output or measure.ROOT / "benchmarks" / "results" / name)
     settings = {"preset": flags.preset, "seconds": flags.seconds}
     record = open_record(path, "serve", observed, settings, force=flags.force)
-    with tempfile.TemporaryDirectory(prefix="bitttt-serve-") as scratch:
-        folder = str(Path(scratch) / "model")
-        measure.run_child("benchmarks.serve_case", ["model", flags.preset, folder])
-        with _server(folder) as (url, pid):
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="bitttt-serve-"))
+        cases: dict[str, Case] = {}
+        for mixer in _MIXERS:
+            folder = str(Path(scratch) / mixer)
+            measure.run_child("benchmarks.serve_case", ["model", flags.preset, mixer, folder])
+            url, pid = stack.enter_context(_server(folder, *(_SOAK_FLAGS if flags.soak else ())))
             if flags.soak:
-                record["soak"] = measure.run_child(
-                    "benchmarks.serve_soak", [url, str(pid), str(flags.soak)]
-                )
+                args = [url, str(pid), str(flags.soak)]
+                found = measure.run_child("benchmarks.serve_soak", args)
+                record["soak"] = {"flags": list(_SOAK_FLAGS), **found}
                 write_record(path, record)
                 print(record["soak"])
                 return 0
-            cases = _cases(folder, url, flags.seconds)
-            done = take_turns(path, record, cases, flags.rounds, observed, _summary, _words)
+            cases |= _cases(mixer, folder, url, flags.seconds)
+        done = take_turns(path, record, cases, flags.rounds, observed, _summary, _words)
     if done:
         record["compared"] = compared(record)
         write_record(path, record)
@@ -82,9 +88,9 @@ def _main(argv: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _server(folder: str) -> Iterator[tuple[str, int]]:
+def _server(folder: str, *flags: str) -> Iterator[tuple[str, int]]:
     """A server of a model: its address and process."""
-    command = [sys.executable, "-m", "bitttt_jax", "serve", f"--model={folder}", "--port=0"]
+    command = [sys.executable, "-m", "bitttt_jax", "serve", f"--model={folder}", "--port=0", *flags]
     process = subprocess.Popen(command, cwd=measure.ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
@@ -101,16 +107,16 @@ def _server(folder: str) -> Iterator[tuple[str, int]]:
         process.communicate()
 
 
-def _cases(folder: str, url: str, seconds: float) -> dict[str, Case]:
+def _cases(mixer: str, folder: str, url: str, seconds: float) -> dict[str, Case]:
     def case(kind: str, place: str, count: int) -> Case:
         args = [kind, place, str(count), str(seconds)]
         return Case(
-            {"measures": kind, "at_once": count},
+            {"mixer": mixer, "measures": kind, "at_once": count},
             lambda: measure.run_child("benchmarks.serve_case", args),
         )
 
     return {
-        f"{kind}-{count}": case(kind, place, count)
+        f"{mixer}-{kind}-{count}": case(kind, place, count)
         for count in _COUNTS
         for kind, place in (("engine", folder), ("clients", url))
     }
@@ -125,23 +131,28 @@ def _words(summary: dict[str, Any]) -> str:
     return f"first {1e3 * first:.1f} ms, later {1e3 * token:.3f} ms, {rate:,.0f} tokens/s"
 
 
-def compared(record: dict[str, Any]) -> dict[str, float]:
+def compared(record: dict[str, Any]) -> dict[str, dict[str, float]]:
     """What the record is for: the server beside the engine, and many clients beside one."""
-    median = lambda name, what: record["cases"][name]["summary"][what]["median"]
     one, many = _COUNTS
-    added = lambda what, count: median(f"clients-{count}", what) - median(f"engine-{count}", what)
-    found = {
-        "added_token_ms": 1e3 * added("token_s", one),
-        "added_token_ms_of_16": 1e3 * added("token_s", many),
-        "added_first_ms": 1e3 * added("first_s", one),
-        "clients_16_over_1": median(f"clients-{many}", "tokens_per_s")
-        / median(f"clients-{one}", "tokens_per_s"),
-        "engine_16_over_1": median(f"engine-{many}", "tokens_per_s")
-        / median(f"engine-{one}", "tokens_per_s"),
-        "server_over_engine_of_16": median(f"clients-{many}", "tokens_per_s")
-        / median(f"engine-{many}", "tokens_per_s"),
-    }
-    return {name: measure.rounded(value, 3) for name, value in found.items()}
+
+    def of(mixer: str) -> dict[str, float]:
+        cases = record["cases"]
+        median = lambda kind, count, name: cases[f"{mixer}-{kind}-{count}"]["summary"][name][
+            "median"
+        ]
+        added = lambda name, count: median("clients", count, name) - median("engine", count, name)
+        rate = lambda kind, count: median(kind, count, "tokens_per_s")
+        found = {
+            "added_token_ms": 1e3 * added("token_s", one),
+            "added_token_ms_of_16": 1e3 * added("token_s", many),
+            "added_first_ms": 1e3 * added("first_s", one),
+            "clients_16_over_1": rate("clients", many) / rate("clients", one),
+            "engine_16_over_1": rate("engine", many) / rate("engine", one),
+            "server_over_engine_of_16": rate("clients", many) / rate("engine", many),
+        }
+        return {name: measure.rounded(value, 3) for name, value in found.items()}
+
+    return {mixer: of(mixer) for mixer in _MIXERS}
 
 
 if __name__ == "__main__":

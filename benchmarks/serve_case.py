@@ -1,6 +1,6 @@
 """One measurement of `benchmarks.serve`; prints one line of JSON.
 
-    python -m benchmarks.serve_case model PRESET FOLDER
+    python -m benchmarks.serve_case model PRESET MIXER FOLDER
     python -m benchmarks.serve_case engine FOLDER COUNT SECONDS
     python -m benchmarks.serve_case clients URL COUNT SECONDS
 
@@ -97,14 +97,15 @@ async def clients(url: str, count: int, seconds: float) -> dict[str, float]:
     return summary(found, time.perf_counter() - began)
 
 
-def write_model(preset: str, folder: str) -> None:
+def write_model(preset: str, mixer: str, folder: str) -> None:
     """A packed model with random weights, which never ends a text by itself."""
-    from bitttt_jax.config_loading import load_config, with_vocabulary
+    from bitttt_jax.config_loading import apply_overrides, load_config, with_vocabulary
     from bitttt_jax.data.tokenizers import Tokenizer
     from bitttt_jax.inference import packed_model, speed
 
     tokenizer = Tokenizer.bytes()
-    config = with_vocabulary(load_config(preset), tokenizer.vocab_size)
+    config = apply_overrides(load_config(preset), [f"--config.model.mixers={mixer}"])
+    config = with_vocabulary(config, tokenizer.vocab_size)
     params = speed.random_params(config.model, "int8")
     name, leaf = ("embed", "embedding") if config.model.tie_embeddings else ("head", "kernel")
     table = params[name][leaf]

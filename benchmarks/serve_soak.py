@@ -73,7 +73,8 @@ class Soak:
         for number, kind in numbers:
             ask = getattr(self, f"_{kind}")
             async with asyncio.timeout(_DEADLINE_S):
-                self.answered[kind] += await ask(number)
+                is_right = await ask(number)
+            self.answered[kind] += is_right
             self._done += 1
             self._memory.append((self._done, self._process.memory_info().rss / 2**20))
 
@@ -96,7 +97,9 @@ class Soak:
     async def _gone(self, number: int) -> bool:
         async with Connection(self._url) as connection:
             body = request(number, max_tokens=4000, stream=number % 2 == 0)
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+            head = (
+                f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+            )
             connection.writer.write(head.encode() + b"\r\n\r\n" + body[: len(body) - number % 3])
             await asyncio.sleep(0.01 * (number % 20))
             connection.writer.transport.abort()

@@ -277,8 +277,8 @@ def test_mistakes_in_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
     for flag, what in (
         ("--slots=0", "--slots must be positive"),
-        ("--queue=-1", "--queue must not be negative"),
-        ("--port=70000", "--port below"),
+        ("--queue=-1", "--queue and --reuse must not be negative"),
+        ("--port=70000", "--port be below"),
         ("--context=1", "--context must be at least 2"),
         ("--watch", "is no run"),
     ):
