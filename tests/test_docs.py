@@ -29,6 +29,7 @@ from bitttt_jax.commands import (
     generate,
     inspect,
     prepare,
+    serve,
 )
 from bitttt_jax.config import DataConfig, SourceConfig, TrainConfig
 from bitttt_jax.config_loading import flatten, load_config, preset_names, to_json
@@ -154,6 +155,8 @@ def parse_command(argv: Sequence[str]) -> None:
             parse_with(bench.Flags)(args)
         case ["bitttt", "chat", *args]:
             parse_with(chat.Flags)(args)
+        case ["bitttt", "serve", *args]:
+            parse_with(serve.Flags)(args)
         case ["bitttt", "batch", *args]:
             parse_with(batch.Flags)(args)
         case ["bitttt", "inspect", *args]:
@@ -232,7 +235,7 @@ def test_commands_and_flags_in_the_text(page: Path, place: Path, monkeypatch: py
 
 def known_flags() -> set[str]:
     known = {f"--{name}" for name in train_flags._define_flags()} | launcher_flags()
-    commands = (generate, chat, batch, evaluate, prepare, convert, bench, inspect, doctor)
+    commands = (generate, chat, serve, batch, evaluate, prepare, convert, bench, inspect, doctor)
     for flags in (command.Flags for command in (*commands, screenshots())):
         known |= {f"--{field.name}" for field in dataclasses.fields(flags)}
     return known | {f"--config.{key}" for key in flatten(TrainConfig())} | {"--help"}
