@@ -48,6 +48,7 @@ class Soak:
 
     async def run(self) -> dict[str, object]:
         """Asks all, and waits until nothing is left."""
+        await self._warm_up()
         began = time.perf_counter()
         numbers = iter(enumerate(self._kinds))
         await asyncio.gather(*(self._go_on(numbers) for _ in range(_CLIENTS)))
@@ -68,6 +69,18 @@ class Soak:
             "rss_mib_at_the_end": round(mean(late), 1),
             "growth_percent": round(100 * (mean(late) / mean(early) - 1), 2),
         }
+
+    async def _warm_up(self) -> None:
+        """Every size of batch is compiled, which takes memory once."""
+        for values in ({}, {"logprobs": 20}):
+            for size in (1, 2, 4, 8, 16):
+                await asyncio.gather(*(self._small(number, values) for number in range(size)))
+
+    async def _small(self, number: int, values: dict[str, int]) -> None:
+        async with Connection(self._url) as connection:
+            await connection.ask(request(number, max_tokens=40, **values))
+            async for _ in connection.events():
+                continue
 
     async def _go_on(self, numbers) -> None:
         for number, kind in numbers:
