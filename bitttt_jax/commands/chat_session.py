@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from bitttt_jax.commands.figures import Figures
-from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.errors import ConfigError, DataError, did_you_mean
 from bitttt_jax.inference.conversation import Conversation
 from bitttt_jax.inference.dialogue import Dialogue

@@ -13,7 +13,6 @@ import tyro
 
 from bitttt_jax.commands.progress import report, show_progress
 from bitttt_jax.config import DataConfig, SourceConfig, TokenizerConfig, TrainConfig
-from bitttt_jax.config_loading import FLAG_PREFIX, apply_overrides
 from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 _DATA = DataConfig()
 _SOURCE = SourceConfig()
+_OVERRIDES = "--config.data."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-    overrides = [arg for arg in argv if arg.startswith(f"{FLAG_PREFIX}data.")]
+    overrides = [arg for arg in argv if arg.startswith(_OVERRIDES)]
     rest = [arg for arg in argv if arg not in overrides]
     flags = tyro.cli(Flags, args=rest, prog="bitttt prepare", use_underscores=True)
     started = time.monotonic()
@@ -85,7 +85,9 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _config(flags: Flags, overrides: Sequence[str]) -> DataConfig:
-    has_sources = any(arg.startswith(f"{FLAG_PREFIX}data.sources") for arg in overrides)
+    from bitttt_jax.config_loading import apply_overrides
+
+    has_sources = any(arg.startswith(f"{_OVERRIDES}sources") for arg in overrides)
     if not (flags.source or has_sources) or not flags.output:
         raise ConfigError("--source and --output are needed", fix="bitttt prepare --help")
     paths = flags.source or (SourceConfig.path,)

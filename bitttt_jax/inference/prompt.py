@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
-from bitttt_jax.data.chat_templates import ChatTemplate
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -6,14 +6,16 @@ The two are separate facts: the state is what the run said last, the process is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import psutil
+import pydantic
 
 from bitttt_jax.runs.files import to_row, write_atomically
 
@@ -65,20 +67,21 @@ class RunStatus:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.create_time) < 1.0
             return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, ValueError, OverflowError):
             return False
 
 
 def read_status(path: Path) -> RunStatus | None:
     """Reads a status.json; None where there is none or another program's file."""
     try:
-        fields: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return _adapter().validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    if not isinstance(fields, dict) or fields.get("state") not in get_args(State):
-        return None
-    known = {field.name for field in dataclasses.fields(RunStatus)}
-    return RunStatus(**{key: value for key, value in fields.items() if key in known})
+
+
+@functools.cache
+def _adapter() -> pydantic.TypeAdapter[RunStatus]:
+    return pydantic.TypeAdapter(RunStatus)
 
 
 class Heartbeat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import importlib
 import importlib.util
 import logging
@@ -34,6 +35,7 @@ MODULES = (
 )  # fmt: skip
 """Modules of this package whose `routes(studio)` make up the API, with paths below `api/`."""
 
+_NO_FILE = (errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 _STATIC = Path(__file__).parent / "static"
 
 
@@ -99,6 +101,7 @@ def make_app(studio: Studio, policy: Policy) -> Security:
         exception_handlers={
             BittttError: _refuse,
             HTTPException: _refuse_http,
+            OSError: _refuse_system,
             Exception: _fail,
         },
         lifespan=lifespan,
@@ -132,6 +135,14 @@ def _refuse_http(request: Request, error: Exception) -> Response:
     answer = json_response(error_body(BittttError(error.detail)), error.status_code)
     answer.headers.update(error.headers or {})
     return answer
+
+
+def _refuse_system(request: Request, error: Exception) -> Response:
+    """What the disk refuses: names that no file can have, folders of others, no room."""
+    assert isinstance(error, OSError)
+    status = 404 if error.errno in _NO_FILE else 500
+    problem = BittttError(error.strerror or str(error), str(error.filename or ""))
+    return json_response(error_body(problem), status)
 
 
 def _fail(request: Request, error: Exception) -> Response:

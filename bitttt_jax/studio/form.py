@@ -7,6 +7,7 @@ the command line accepts, for it is the same parser that reads both.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shlex
@@ -33,7 +34,8 @@ Problem = dict[str, Any]
 
 _SOURCES = "data.sources"
 _SOURCE_KEY = re.compile(r"data\.sources\.(\d+)\.(\w+)")
-_WORD = re.compile(r"[A-Za-z_][\w.]*")
+# Names without a group are ordinary words, too: they count before a value only.
+_NAME = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+|[A-Za-z_]\w*(?==)")
 _PROGRAMS = (
     ("bitttt", "train"),
     ("python", "-m", "bitttt_jax.train"),
@@ -229,9 +231,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _specs(flags: Sequence[str]) -> list[str]:
     """All that `--config` names, however it is written."""
-    following = [*flags[1:], ""]
     found = []
-    for word, after in zip(flags, following, strict=True):
+    for word, after in itertools.pairwise([*flags, ""]):
         name, equals, value = word.lstrip("-").partition("=")
         if word.startswith("-") and name == "config":
             found.append(value if equals else after)
@@ -258,7 +259,12 @@ def _key_in(message: str, values: Mapping[str, Any], known: Mapping[str, Any]) -
 
 
 def _mentioned(message: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
-    for word in _WORD.findall(message.partition(" (did you mean")[0]):
-        key = word.removeprefix("config.").rstrip(".")
-        if key in values or key in known:
-            yield key
+    """Keys in a message, in its order."""
+    sources = {_SOURCE_KEY.sub(r"data.sources.\2", key): key for key in values}
+    for found in _NAME.finditer(message.partition(" (did you mean")[0]):
+        key = found[0].removeprefix("config.").rstrip(".")
+        item = key.rpartition(".")[0]  # of a list's item, which is told by its number
+        for name in (key, sources.get(key), item):
+            if name in values or name in known:
+                yield name
+                break

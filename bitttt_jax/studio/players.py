@@ -19,7 +19,7 @@ from bitttt_jax.studio import loopback
 from bitttt_jax.studio.errors import RequestError
 from bitttt_jax.studio.loopback import Child, ChildError
 from bitttt_jax.studio.models import Model
-from bitttt_jax.studio.processes import Job, job_state, load_jobs, start_job, stop_job
+from bitttt_jax.studio.processes import Job, job_state, start_job, stop_job
 
 MOST_PLAYERS = 4
 IDLE_SECONDS = 30 * 60.0
@@ -110,6 +110,7 @@ class Players:
                 # rest is for a run's sake, which may be using the same accelerator.
                 env={"BITTTT_API_KEY": child.key, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
                 subject=model.path,
+                tied=True,
             )
         finally:
             self._starting -= 1
@@ -175,13 +176,6 @@ class Players:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             await self.close_idle()
-
-
-def close_orphans(jobs: Path) -> None:
-    """Ends the players that a studio has left which was killed: nobody has their keys any more."""
-    for job in load_jobs(jobs):
-        if job.kind in ("serve", "tensorboard") and job_state(job).state == "running":
-            stop_job(job, True)
 
 
 def serve_command(model: Model, step: int | None, device: str, port: int) -> list[str]:

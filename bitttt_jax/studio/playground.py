@@ -20,7 +20,7 @@ from bitttt_jax.studio.cards import job_card
 from bitttt_jax.studio.errors import RequestError, error_body
 from bitttt_jax.studio.loopback import Answer, ChildError
 from bitttt_jax.studio.models import find_model
-from bitttt_jax.studio.players import Player, Players, close_orphans
+from bitttt_jax.studio.players import Player, Players
 from bitttt_jax.studio.processes import job_state
 from bitttt_jax.studio.routing import ApiRoute, Created, get, post
 
@@ -57,6 +57,7 @@ async def describe(players: Players, player: Player) -> dict[str, Any]:
         "kind": player.model.kind,
         "step": step,
         "newer_step": newest if newest != step else None,
+        "pinned": player.step is not None,
         "device": player.device,
         "state": state,
         "card": await asyncio.to_thread(job_card, player.job, ended),
@@ -130,7 +131,7 @@ async def _whole_requests() -> AsyncIterator[None]:
 
 async def _end_with(stopping: asyncio.Event, answer: Answer) -> None:
     await stopping.wait()
-    answer.end()
+    await answer.end()
 
 
 async def _words_at_the_end(answer: Answer) -> AsyncIterator[bytes]:
@@ -147,7 +148,6 @@ async def _words_at_the_end(answer: Answer) -> AsyncIterator[bytes]:
 
 def routes(studio: Studio) -> list[BaseRoute]:
     """`play` and below."""
-    close_orphans(studio.jobs)
     players = Players(studio.jobs)
     studio.on_shutdown.append(players.close_all)
 

@@ -83,6 +83,7 @@ def start_job(
     env: Mapping[str, str] | None = None,
     subject: str = "",
     module: str = "bitttt_jax",
+    tied: bool = False,
 ) -> Job:
     """Starts `python -m bitttt_jax ARGV` in a session of its own.
 
@@ -96,6 +97,7 @@ def start_job(
       env: variables added to the environment. `BITTTT_PROGRESS` names a file for progress.
       subject: what it works on.
       module: another module to run.
+      tied: whether it ends with this process, also where that is killed.
     """
     started = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(started))
@@ -109,10 +111,11 @@ def start_job(
         "BITTTT_PROGRESS": str((folder / "progress.jsonl").absolute()),
         **(env or {}),
     }
+    tie = [f"--tied={os.getpid()}"] if tied else []
     exit_file = str((folder / "exit.json").absolute())
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bitttt_jax.studio.child", exit_file, "--", *command],
+            [sys.executable, "-m", "bitttt_jax.studio.child", exit_file, *tie, "--", *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

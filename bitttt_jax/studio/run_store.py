@@ -132,7 +132,8 @@ class RunStore:
         def walk(folder: Path, prefix: str, depth: int) -> Iterator[str]:
             try:
                 with os.scandir(folder) as entries:
-                    names = sorted(entry.name for entry in entries if entry.is_dir())
+                    folders = (e.name for e in entries if e.is_dir(follow_symlinks=False))
+                    names = sorted(folders)
             except OSError:
                 return
             for name in names:
@@ -302,4 +303,5 @@ def derive_state(
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "status.json").is_file() or (folder / "config.json").is_file()
+    # os.path says no, too, to names that no file can have.
+    return any(os.path.isfile(folder / name) for name in ("status.json", "config.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import socket
 from types import FrameType
 from typing import Any
@@ -61,8 +62,10 @@ class _Server(uvicorn.Server):
         self._stopping = stopping
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        asyncio.get_running_loop().call_soon_threadsafe(self._stopping.set)
-        super().handle_exit(sig, frame)
+        # Uvicorn's own raises the signal once more at the end, where it would be an error.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        self._stopping.set()
 
 
 def serve(app: ASGIApp, opened: socket.socket, stopping: asyncio.Event, **options: Any) -> None:

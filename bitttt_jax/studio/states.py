@@ -177,8 +177,8 @@ async def _refusal(answer: Answer) -> RequestError:
             break
     try:
         error = json.loads(data)["error"]
-        words = [str(error[key]) for key in ("what", "why", "fix")]
+        what, why, fix = (str(error[key]) for key in ("what", "why", "fix"))
     except (ValueError, KeyError, TypeError):
-        words = [f"the model answers with status {answer.status}"]
+        what, why, fix = f"the model answers with status {answer.status}", "", ""
     status = answer.status if answer.status in (400, 404, 409, 413, 429) else 500
-    return RequestError(status, *words)
+    return RequestError(status, what, why, fix)

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import hashlib
 import importlib.util
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -95,6 +96,7 @@ class Boards:
             f"TensorBoard: {', '.join(ids)}"[:200],
             [*flags, "--reload_multifile=true"],
             module="tensorboard.main",
+            tied=True,
         )
         self._boards[folder] = (job, port)
         await self._wait(job, port)
@@ -123,12 +125,12 @@ class Boards:
         return (await asyncio.to_thread(job_state, job)).state == "running"
 
     async def _wait(self, job: Job, port: int) -> None:
-        async with asyncio.timeout(_READY_SECONDS):
-            while not await loopback.is_listening(port):
-                if not await self._is_running(job):
-                    lines = tail_lines(job.log, 5)[0]
-                    raise RequestError(500, "TensorBoard doesn't start", "\n".join(lines))
-                await asyncio.sleep(_LOOK_SECONDS)
+        end = time.monotonic() + _READY_SECONDS
+        while not await loopback.is_listening(port):
+            if not await self._is_running(job) or time.monotonic() > end:
+                lines = tail_lines(job.log, 5)[0]
+                raise RequestError(500, "TensorBoard doesn't start", "\n".join(lines))
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 def routes(studio: Studio) -> list[BaseRoute]:

@@ -134,7 +134,7 @@ def _check_size(more: int, folder: Path, most: int) -> None:
 
 def _too_large(most: int) -> RequestError:
     return RequestError(
-        413, f"the file has more than {most:,} bytes", fix="bitttt studio --max_upload=BYTES"
+        413, f"the file has more than {most:,} bytes", fix="bitttt studio --max_upload=GIB"
     )
 
 

@@ -123,3 +123,40 @@ assert not {"jax", "grain", "datasets"} & set(sys.modules)
     )
     assert run.returncode == 0, run.stderr
     assert "usage: bitttt prepare" in run.stdout
+
+
+def test_the_configuration_s_keys(tmp_path: Path, lines: Path) -> None:
+    more = tmp_path / "a,b=c.txt"
+    more.write_text("more text, " * 20)
+    output = tmp_path / "tokens"
+    keys = {
+        "sources.0.path": lines,
+        "sources.0.field": "body",
+        "sources.0.weight": 3,
+        "sources.1.path": more,
+        "tokenizer.kind": "bpe",
+        "tokenizer.vocab_size": 270,
+        "clean.whitespace": True,
+    }
+    overrides = [f"--config.data.{key}={value}" for key, value in keys.items()]
+    assert main([f"--output={output}", *overrides]) == 0
+    config = TokenDataset.open(output, "train").manifest.config
+    assert [source.path for source in config.sources] == [str(lines), str(more)]
+    assert (config.sources[0].field, config.sources[0].weight) == ("body", 3.0)
+    assert (config.tokenizer.vocab_size, config.clean.whitespace) == (270, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.data.sources.0.paht=x"], "did you mean"),
+        (["--config.data.validation_fraction=2"], "validation_fraction"),
+        (["--config.data.clean.unicode=True"], "--source and --output are needed"),
+    ],
+)
+def test_wrong_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    sources = [] if "unicode" in flags[0] else [f"--source={tmp_path}"]
+    assert main([f"--output={tmp_path / 'tokens'}", *sources, *flags]) == ExitCode.USAGE
+    assert message in capsys.readouterr().err

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.inference.conversation import Conversation, Turn
-from bitttt_jax.data.chat_templates import ChatTemplate
 
 TOKENIZER = Tokenizer.bytes()
 TEMPLATE = ChatTemplate(

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.interop import chat_templates, tokenizers
-from bitttt_jax.data.chat_templates import ChatTemplate
 from bitttt_jax.interop.pre_tokenizers import LLAMA3
 from tests.interop import vocabularies
 

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from bitttt_jax import train
 from bitttt_jax.studio.app import Studio, make_app
+from bitttt_jax.studio.processes import job_state, load_jobs, stop_job
 from bitttt_jax.studio.security import Policy
 
 TOKEN = "t0ken"
@@ -48,6 +49,15 @@ def client(studio: Studio) -> Iterator[TestClient]:
     app = make_app(studio, policy(studio))
     with TestClient(app, base_url="http://127.0.0.1", headers=HEADERS) as opened:
         yield opened
+    end_jobs(studio)
+
+
+def end_jobs(studio: Studio) -> None:
+    """Ends what a studio has started, and waits for it."""
+    for job in load_jobs(studio.jobs):
+        if job_state(job).state == "running":
+            stop_job(job, True)
+            job_state(job)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +88,7 @@ def server(studio: Studio) -> Iterator[Server]:
     """A real server, in a thread."""
     app = make_app(studio, policy(studio))
     opened = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=3)
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[opened])))
     thread.start()
@@ -93,6 +103,7 @@ def server(studio: Studio) -> Iterator[Server]:
         stop()
         thread.join()
         opened.close()
+        end_jobs(studio)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = _DEADLINE_SECONDS) -> Any:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,9 +53,9 @@ def post(client: TestClient, path: str, **body: Any) -> Any:
     return answer.json()
 
 
-def finished(client: TestClient, job: str) -> dict[str, Any]:
+def finished(client: TestClient, job: str, api: str = "/api/") -> dict[str, Any]:
     def look() -> dict[str, Any] | None:
-        found = client.get(f"/api/jobs/{job}").json()
+        found = client.get(f"{api}jobs/{job}").json()
         return found if found["state"] != "running" else None
 
     return rooms.wait_until(look)
@@ -299,3 +301,21 @@ def test_the_studio_stays_light(client: TestClient):
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_example_in_the_documentation(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = Path(__file__).parents[2]
+    page = root / "docs" / "studio_api.md"
+    monkeypatch.setenv("PYTHONPATH", str(root))  # found from another folder, as if installed
+    (example,) = re.findall(r"^```py\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("some text for a small book\n" * 100)
+    with rooms.server(studio) as server:
+        example = example.replace(":8701", f":{server.port}")
+        names: dict[str, Any] = {"token": rooms.TOKEN}
+        exec(compile(example, page.name, "exec"), names)
+        with contextlib.closing(names["studio"]) as client:
+            found = finished(client, names["job"], api="")
+    assert found["state"] == "done" and found["result"]["tokens"] > 0

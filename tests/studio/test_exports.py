@@ -76,6 +76,7 @@ def test_a_run_is_packed_and_downloaded(client: TestClient, studio: Studio, fold
     assert client.get(f"/api/jobs/{job}").json()["result"] is None
 
 
+@pytest.mark.slow
 def test_what_can_t_be_converted_leaves_a_card(client: TestClient, studio: Studio, folder: Path):
     rooms.with_run(studio)
     asked = {"model": "tiny", "name": "ttt", "to": "gguf-tq2_0"}
@@ -100,7 +101,8 @@ def test_downloads_go_on_where_they_were_cut_off(client: TestClient, folder: Pat
 
 
 @pytest.mark.parametrize(
-    "name", ["..", "%2e%2e", "..%2f..%2fsecret", ".deleted-x", "%00", "a%0ab", "no", "out", "x" * 300]
+    "name",
+    ["..", "%2e%2e", "..%2f..%2fsecret", ".deleted-x", "%00", "a%0ab", "no", "out", "x" * 300],
 )  # fmt: skip
 def test_names_that_are_refused(client: TestClient, folder: Path, tmp_path: Path, name: str):
     (tmp_path / "secret").write_text("hush")
@@ -153,3 +155,4 @@ def test_commands(tmp_path: Path):
 def test_a_result_that_was_removed_by_hand(studio: Studio, folder: Path):
     job = start_job(studio.jobs, "convert", "x", ["--version"], subject=str(folder / "gone"))
     assert exports.export_result(job) is None
+    rooms.end_jobs(studio)

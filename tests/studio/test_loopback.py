@@ -38,7 +38,8 @@ def test_json_goes_both_ways():
 
     asyncio.run(main())
     assert heads[0].startswith(b"POST /x HTTP/1.1\r\n")
-    assert b"Authorization: Bearer s3cret\r\n" in heads[0] and b"Content-Length: 8\r\n" in heads[0]
+    assert b"\r\nauthorization: bearer s3cret\r\n" in heads[0].lower()
+    assert b"\r\ncontent-length: 8\r\n" in heads[0].lower()
 
 
 @pytest.mark.parametrize(
