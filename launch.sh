@@ -82,7 +82,7 @@ if ((${#command[@]} == 0)); then
     fail "$python can't run bitttt_jax (${problem##*$'\n'}): run make setup"
   for flag in ${train_flags[@]+"${train_flags[@]}"}; do
     case $flag in
-      --workdir=*://*) ;;
+      --workdir=*://*) fail "$flag is no path of a file system, which a run needs" ;;
       --workdir=*)
         mkdir -p "${flag#*=}" 2>/dev/null && [[ -w ${flag#*=} ]] || fail "can't write to $flag"
         ;;

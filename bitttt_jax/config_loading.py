@@ -250,8 +250,9 @@ def _typed(current: Any, text: str) -> Any:
     if isinstance(current, list):
         parts = text.split(",")
         is_sources = current and isinstance(current[0], dict)
-        new = lambda path: dataclasses.asdict(SourceConfig(path=path))
-        return [new(part) for part in parts] if is_sources else parts
+        if not is_sources:
+            return parts
+        return [dataclasses.asdict(SourceConfig(path=part)) for part in parts]
     if isinstance(current, int) and "e" in text.lower():
         with contextlib.suppress(ValueError, OverflowError):
             if float(text).is_integer():

@@ -160,6 +160,7 @@ def _parse_launcher_flags(args: Sequence[str]) -> flags.FlagValues:
         raise ConfigError(str(error)) from None
     if unknown:
         raise ConfigError("\n".join(_explain_unknown(arg, values) for arg in unknown))
+    _check_workdir(values.workdir)
     _check_processes(values)
     if values.sim_devices and values.platform not in (None, "cpu"):
         raise ConfigError(
@@ -177,6 +178,16 @@ def _explain_unknown(arg: str, known: Iterable[str]) -> str:
     keys = [FLAG_PREFIX + key.name for key in describe(TrainConfig())]
     hint = did_you_mean(flag, [f"--{name}" for name in known])
     return f"{flag} is no flag{hint or did_you_mean('.' + flag.lstrip('-'), keys)}"
+
+
+def _check_workdir(workdir: str) -> None:
+    scheme, is_address, rest = workdir.partition("://")
+    if is_address:
+        raise ConfigError(
+            f"--workdir={workdir} is no path of a file system",
+            f"a run appends to its files and renames them, which {scheme}:// can't",
+            f"a folder that all hosts share, or where {rest.partition('/')[0]} is mounted",
+        )
 
 
 def _check_processes(values: flags.FlagValues) -> None:

@@ -68,6 +68,14 @@ class TestOverrides:
         model = override("model.dim=320", "model.num_heads=5").model
         assert (model.dim, model.num_heads) == (320, 5)
 
+    def test_sources_and_then_their_keys(self):
+        sources = override(
+            "data.sources=a,b", "data.sources.0.glob=*.md", "data.sources.1.weight=2"
+        ).data.sources
+        assert sources == (SourceConfig(path="a", glob="*.md"), SourceConfig(path="b", weight=2.0))
+        sources = override("data.sources.0.glob=*.md", "data.sources=a").data.sources
+        assert sources == (SourceConfig(path="a"),)  # the later one wins
+
     def test_paths_alone_make_new_sources(self):
         weighted = SourceConfig(path="old", weight=3.0)
         config = dataclasses.replace(DEFAULT, data=DataConfig(sources=(weighted,)))

@@ -29,6 +29,7 @@ from bitttt_jax.commands import (
     generate,
     inspect,
     prepare,
+    studio,
     watch,
 )
 from bitttt_jax.config import DataConfig, SourceConfig, TrainConfig
@@ -163,6 +164,8 @@ def parse_command(argv: Sequence[str]) -> None:
             parse_with(doctor.Flags)(args)
         case ["bitttt", "watch", *args]:
             parse_with(watch.Flags)(args)
+        case ["bitttt", "studio", *args]:
+            parse_with(studio.Flags)(args)
         case ["./launch.sh", *args]:
             parse_launch(args)
         case ["python", "docs/make_screenshots.py", *args]:
@@ -238,7 +241,19 @@ def test_commands_and_flags_in_the_text(page: Path, place: Path, monkeypatch: py
 
 def known_flags() -> set[str]:
     known = {f"--{name}" for name in train_flags._define_flags()} | launcher_flags()
-    commands = (generate, chat, batch, evaluate, prepare, convert, bench, inspect, doctor, watch)
+    commands = (
+        generate,
+        chat,
+        batch,
+        evaluate,
+        prepare,
+        convert,
+        bench,
+        inspect,
+        doctor,
+        watch,
+        studio,
+    )
     for flags in (command.Flags for command in (*commands, screenshots())):
         known |= {f"--{field.name}" for field in dataclasses.fields(flags)}
     return known | {f"--config.{key}" for key in flatten(TrainConfig())} | {"--help"}

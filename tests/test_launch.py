@@ -202,6 +202,10 @@ def test_inside_a_slurm_allocation_srun_starts_the_tasks(tmp_path: Path):
         (["--sim_devices=-3"], "--sim_devices=-3 is not"),
         (["--"], "no command follows --"),
         (["--config=debug", "--workdir=/dev/null/x"], "can't write to --workdir=/dev/null/x"),
+        (
+            ["--config=debug", "--workdir=gs://a/b"],
+            "--workdir=gs://a/b is no path of a file system",
+        ),
     ],
 )
 def test_mistake_is_explained_before_anything_starts(args: list[str], words: str):

@@ -5,14 +5,21 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from bitttt_jax.commands.progress import report, show_progress
-from bitttt_jax.config import DataConfig, SourceConfig, TokenizerConfig, TrainConfig
+from bitttt_jax.config import (
+    CleanConfig,
+    DataConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from bitttt_jax.data import cleaning
 from bitttt_jax.errors import ConfigError, run_main
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ class Flags:
     """
 
     source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """File, folder, or `python-stdlib`: text, JSON lines, or a Hugging Face dataset on disk."""
+    """File, folder, or `python-stdlib`: text, JSON, or a Hugging Face dataset on disk."""
     output: str = ""
     """Folder to make; a finished one of the same sources and settings is left as it is."""
     tokenizer: str = "bytes"
@@ -51,7 +58,13 @@ class Flags:
     field: str = _SOURCE.field
     """Field of a JSON line or dataset row that holds the text."""
     glob: str = _SOURCE.glob
-    """Files of a folder of text or JSON lines."""
+    """Files of a folder of text or JSON."""
+    kind: Literal["auto", "text", "jsonl", "messages", "huggingface", "shards"] = "auto"
+    """How to read the sources; `messages` are conversations."""
+    chat_template: str = _DATA.chat_template
+    """How conversations become text: `roles`, `chatml`, or a file of Jinja."""
+    clean: bool = False
+    """Normalise Unicode, line ends and spaces, drop control characters, leave out duplicates."""
     on_error: Literal["fail", "skip"] = _DATA.on_error
     """What to do with unreadable documents: stop with exit code 5, or skip and count them."""
     verify: str = ""
@@ -98,6 +111,8 @@ def _config(flags: Flags, overrides: Sequence[str]) -> DataConfig:
         tokenizer=_tokenizer_config(flags),
         validation_fraction=flags.validation_fraction,
         on_error=flags.on_error,
+        chat_template=flags.chat_template,
+        clean=cleaning.ALL if flags.clean else CleanConfig(),
     )
     return apply_overrides(TrainConfig(data=config), overrides).data
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _NEEDED = ("starlette", "uvicorn", "prometheus_client")
 _KEY = "BITTTT_API_KEY"
+# Of models without a bound of their own: attention's caches are as large as what is asked for.
+_CONTEXT = 8192
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,10 +153,11 @@ def _check(flags: Flags) -> None:
 def _engine(flags: Flags, model: Model) -> Engine:
     from bitttt_jax.inference.engine import Engine
 
+    context = flags.context or model.context or max(_CONTEXT, model.run.data.seq_len)
     return Engine(
         model,
         slots=flags.slots,
-        context=flags.context or None,
+        context=context,
         cache=flags.cache or None,
         overflow=flags.overflow,
     )

@@ -22,8 +22,8 @@ from bitttt_jax.data.encoding import Encoder
 from bitttt_jax.data.manifest import TOKENIZER_FILE, Manifest, Part, SourceFiles, Split, TokenType
 from bitttt_jax.data.shards import ShardWriter, load_tokenizer
 from bitttt_jax.data.sources import Source
-from bitttt_jax.data.tokenizers import Tokenizer, grouped
-from bitttt_jax.errors import DataError
+from bitttt_jax.data.tokenizers import END_OF_TEXT, Tokenizer, grouped
+from bitttt_jax.errors import ConfigError, DataError
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -97,6 +97,12 @@ def _tokenizer(
     if wanted.kind == "bytes":
         tokenizer = Tokenizer.bytes(special)
     else:
+        least = 257 + len(special)
+        if wanted.vocab_size <= least:
+            raise ConfigError(
+                f"data.tokenizer.vocab_size={wanted.vocab_size} must exceed {least}",
+                f"256 bytes, {' '.join((END_OF_TEXT, *special))}",
+            )
         texts = _training_texts(config, sources, progress)
         tokenizer = Tokenizer.train(texts, wanted.vocab_size, special)
     return tokenizer if template is None else with_end_of_reply(tokenizer, template)

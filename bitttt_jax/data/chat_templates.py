@@ -167,7 +167,8 @@ class ChatTemplate:
         """
         render = self._renderer(tokenizer, add_generation_prompt=False)
         marks = (_ROLE_BEGIN, _ROLE_END)
-        mark = lambda given: _with_marks(render, given, role, marks)
+        plain = lambda given: render(given).translate(_NO_MARKS)
+        mark = lambda given: _with_marks(render, given, plain(given), role, marks)
         return self._encode(tokenizer, messages, mark, _ROLE_MARKS)[1]
 
     def end_of_reply(self, tokenizer: Tokenizer) -> int | None:
@@ -250,21 +251,28 @@ def _marked(render: Callable[[Sequence[Message]], str], messages: Sequence[Messa
     text = render(messages)
     if BEGIN in text:  # {% generation %}
         return text
-    return _with_marks(render, messages, "assistant", (BEGIN, END))
+    return _with_marks(render, messages, text, "assistant", (BEGIN, END))
 
 
 def _with_marks(
     render: Callable[[Sequence[Message]], str],
     messages: Sequence[Message],
+    text: str,
     role: str,
     marks: tuple[str, str],
 ) -> str:
     """The text of a conversation with marks around the messages of a role.
 
+    Args:
+      render: makes it of messages.
+      messages: the conversation.
+      text: what it is without marks.
+      role: whose messages.
+      marks: what stands before and after each.
+
     Raises:
       DataError: the marks get lost, or change the text.
     """
-    text = render(messages).translate(_NO_MARKS)
     due = list(marks) * sum(message["role"] == role for message in messages)
     for within_spaces in (False, True):  # templates that trim look for spaces outside the marks
         marked = render([_mark(message, role, marks, within_spaces) for message in messages])

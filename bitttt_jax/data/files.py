@@ -48,8 +48,14 @@ def find(
     Raises:
       MissingSourceError: nothing is there.
       DataError: nothing is left of what is there.
-      ConfigError: a malformed glob, or wildcards in both.
+      ConfigError: a malformed or absolute glob, or wildcards in both.
     """
+    if Path(glob).is_absolute():
+        raise ConfigError(
+            f"data.sources.glob={glob} is an absolute path",
+            f"it names files below data.sources.path={path}",
+            f"data.sources.path={glob} (--source) without a glob",
+        )
     root = Path(path).expanduser()
     if not root.exists() and _WILDCARDS & set(path):
         if glob != DEFAULT_GLOB:
@@ -61,12 +67,23 @@ def find(
     require(root)
     try:
         matches = [match for match in root.glob(glob) if match.is_file()]
-    except (ValueError, NotImplementedError) as error:  # the latter for absolute patterns
+    except ValueError as error:
         raise ConfigError(f"data.sources.glob={glob!r} is no pattern", str(error)) from None
     found = [match for match in matches if _wanted(match.relative_to(root), glob, suffixes)]
     if not found:
         raise _nothing_found(path, glob, matches)
     return root, _sorted(root, found)
+
+
+def refuse_remote(path: str) -> None:
+    """Raises ConfigError for an address such as gs://bucket/text: only file systems are read."""
+    scheme, is_address, rest = path.partition("://")
+    if is_address:
+        raise ConfigError(
+            f"data.sources.path={path} is no path of a file system",
+            f"text isn't read through {scheme}://",
+            f"copying it, or a file system that has {rest.partition('/')[0]} mounted",
+        )
 
 
 def find_all(root: Path) -> tuple[Path, ...]:

@@ -50,13 +50,14 @@ class Source:
         Raises:
           MissingSourceError: there is nothing at its path.
           DataError: there is, but nothing that the kind can read.
-          ConfigError: a malformed glob.
+          ConfigError: a malformed glob, or an address for a path.
         """
         if config.path == STDLIB:
             if config.kind not in ("auto", "text"):
                 raise ConfigError(f"{STDLIB} is text, not data.sources.kind={config.kind}")
             root, found = files.find_stdlib()
             return cls(config, "text", root, found)
+        files.refuse_remote(config.path)
         root = Path(config.path).expanduser()
         kind = _kind(config, root)
         if kind == "huggingface":

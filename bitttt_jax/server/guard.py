@@ -72,7 +72,8 @@ class Guard:
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        is_right = hmac.compare_digest(key.strip().encode(), self._key)
+        # Headers were read as Latin-1; keys are sent as UTF-8.
+        is_right = hmac.compare_digest(key.strip().encode("latin-1"), self._key)
         return is_right and scheme.lower() == "bearer"
 
 

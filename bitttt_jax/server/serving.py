@@ -23,6 +23,7 @@ from bitttt_jax.server.worker import Worker
 _GRACE_S = 2
 _JOIN_S = 3.0
 _MOST_CONNECTIONS = 512
+_SEND_BUFFER = 2**18
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -46,6 +47,8 @@ def listen(host: str, port: int) -> socket.socket:
                 # Of the connections too: one whose client doesn't read is closed by the system.
                 seconds = int(2 * SEND_SECONDS)
                 found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
+            # Likewise: what may lie unread in the system.
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             found.bind(address)
             found.listen(_MOST_CONNECTIONS)
         except BaseException:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bitttt_jax.server.failures import ApiError
+from bitttt_jax.server.failures import ApiError, explained
 
 if TYPE_CHECKING:
     from bitttt_jax.inference.engine import Engine
@@ -283,8 +283,8 @@ class Worker:
         except StopIteration:
             pass
         except Exception as failure:
-            error = failure
-            if not _is_explained(failure):
+            error = explained(failure)
+            if error.status == 500:
                 traceback.print_exception(failure, file=sys.stderr)
         del self._running[ticket]
         seconds = self._timeout - (ticket.deadline - time.monotonic())
@@ -296,9 +296,3 @@ class Worker:
         if news and self._loop:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._deliver, news)
-
-
-def _is_explained(error: BaseException) -> bool:
-    from bitttt_jax.errors import BittttError
-
-    return isinstance(error, (ApiError, BittttError))

@@ -19,6 +19,7 @@ from bitttt_jax.data.tokenizers import Tokenizer
 from bitttt_jax.errors import ExitCode
 from bitttt_jax.inference.compressors import decoded_documents
 from bitttt_jax.runs.directory import RunDirectory
+from tests.data.chats import make_chats, write_chats
 
 Captured = pytest.CaptureFixture[str]
 
@@ -98,6 +99,37 @@ def test_prepared_tokens_count_with_both_splits(
     result = result_of(capsys, trained_run, f"--data={trained_run / 'data'}")
     assert result["documents"] == len(texts)
     assert result["text_bytes"] == sum(len(text.encode()) for text in texts)
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_documents_begin_as_the_tokenizer_wants(
+    copied_run: Path, tmp_path: Path, capsys: Captured, held_out: list[bytes], adds_bos: bool
+):
+    """A model that was taught no bos doesn't get one; the same bytes are compared then, too."""
+    Tokenizer(Tokenizer.bytes().text, adds_bos=adds_bos).save(copied_run / "tokenizer.json")
+    folder = write_documents(tmp_path / "text", held_out)
+    result = result_of(capsys, copied_run, f"--data={folder}")
+    text_bytes = sum(map(len, held_out))
+    assert result["text_bytes"] == text_bytes
+    assert result["tokens"] == text_bytes + (len(held_out) if adds_bos else 0)
+    assert set(result["compressors"]) == {"gzip -9", "xz -9e"}
+
+
+def test_replies_of_conversations(
+    copied_run: Path, tmp_path: Path, capsys: Captured, held_out: list[bytes]
+):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (copied_run / "chat_template.jinja").write_text(template)
+    chats = make_chats(9)
+    path = write_chats(tmp_path / "chats.jsonl", chats)
+    result = result_of(capsys, copied_run, f"--data={path}")
+    replies = [m["content"] for messages in chats for m in messages if m["role"] == "assistant"]
+    assert result["documents"] == 9
+    assert result["tokens"] == result["text_bytes"] == len("".join(replies).encode())
+    assert "only replies count" in result["compressors_left_out"]
+    (copied_run / "chat_template.jinja").unlink()
+    assert main([f"--model={copied_run}", f"--data={path}"]) == ExitCode.DATA
+    assert "no special tokens for conversations" in capsys.readouterr().err
 
 
 def test_rows_of_another_length(trained_run: Path, capsys: Captured):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitttt_jax.commands.prepare import main
-from bitttt_jax.data.shards import TokenDataset
+from bitttt_jax.data.shards import TokenDataset, load_tokenizer
 from bitttt_jax.errors import ExitCode
 
 
@@ -48,6 +49,22 @@ def test_skipped_documents_are_reported(
     assert not (tmp_path / "tokens").exists()
     assert main([*flags, "--on_error=skip"]) == 0
     assert "skipped    2 invalid JSON" in capsys.readouterr().out
+
+
+def test_conversations_and_cleaning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"instruction": "Hi", "output": "Ho  \n\n\n\nHo"}
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps([row, row, {**row, "instruction": "Hey"}]))
+    flags = [f"--source={path}", "--validation_fraction=0", "--kind=messages", "--clean"]
+    assert main([*flags, f"--output={tmp_path / 'a'}", "--chat_template=chatml"]) == 0
+    out = capsys.readouterr().out
+    assert f"train      {path}: 2 documents, " in out
+    assert f"counted    {path}: 14 of the tokens, in replies\n" in out  # Ho, 2 ends, Ho, <|im_end|>
+    assert "skipped    1 duplicate\ncleaned    2 whitespace\n" in out
+    tokenizer = load_tokenizer(tmp_path / "a")
+    assert tokenizer.token_id("<|im_end|>") == 258
+    assert main([*flags, f"--output={tmp_path / 'b'}", "--chat_template=nothing"]) == ExitCode.USAGE
+    assert "no chat template 'nothing'" in capsys.readouterr().err
 
 
 def test_bar_on_a_terminal(

@@ -65,8 +65,13 @@ def test_nothing_there(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "a.png").write_text("")
     with pytest.raises(DataError, match=r"no text files in .*\n.*1 \.png\n.*glob"):
         files.find(str(tmp_path / "images"), files.DEFAULT_GLOB)
-    with pytest.raises(ConfigError, match="is no pattern"):
+    with pytest.raises(
+        ConfigError, match=r"glob=/absolute/\* is an absolute path\n.*names files below"
+    ):
         files.find(str(folder), "/absolute/*")
+    for glob in ("", "a**b"):
+        with pytest.raises(ConfigError, match="is no pattern"):
+            files.find(str(folder), glob)
 
 
 def test_stdlib_has_modules_and_no_tests() -> None:

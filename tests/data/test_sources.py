@@ -148,3 +148,9 @@ def test_huggingface_extra_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r'pip install "bitttt-jax\[hf\]"'):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["auto", "text", "messages", "huggingface", "shards"])
+def test_addresses_are_refused_early(kind: Any) -> None:
+    with pytest.raises(ConfigError, match=r"gs://bucket/text is no path.*\n.*\n.*bucket mounted"):
+        Source.find(SourceConfig(path="gs://bucket/text", kind=kind))

@@ -91,6 +91,15 @@ def test_no_checkpoint_yet(run: Path):
         load_run(run)
 
 
+def test_the_chat_template_of_a_run(run: Path):
+    assert load_run(run).chat_template is None
+    (run / "chat_template.jinja").write_text("{{ é }}", "utf-8")
+    assert load_run(run).chat_template == "{{ é }}"
+    (run / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"chat_template\.jinja is no chat template"):
+        load_run(run)
+
+
 def test_damaged_files(run: Path):
     (run / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json: No such file"):

@@ -70,6 +70,16 @@ def make_batch(seed: int, *, batch: int = BATCH, mini_batch: int = 8) -> dict[st
     }
 
 
+def masked(batch: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """The batch with spans of its targets left out, and a row of which none counts."""
+    rng = np.random.default_rng(seed)
+    counts_BT = np.repeat(
+        rng.integers(0, 2, (len(batch["targets_BT"]), LENGTH // 4)), 4, axis=1
+    ).astype(bool)
+    counts_BT[2] = False
+    return batch | {"targets_BT": np.where(counts_BT, batch["targets_BT"], -1).astype(np.int32)}
+
+
 def write_texts(folder: Path, count: int = 24) -> Path:
     """Writes documents of some hundred bytes, a file for each."""
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from bitttt_jax.data.prepare import prepare
 from bitttt_jax.models import transformer
 from bitttt_jax.training.evaluate import EvalSums, eval_step, evaluate, measure, summarize
 from bitttt_jax.training.step import loss_sums
+from tests.data.chats import make_chats, tokens_by_hand, write_chats
 
 MODEL = ModelConfig(
     vocab_size=320,
@@ -182,3 +183,60 @@ def test_one_batch_is_under_way_while_another_is_fetched():
     result = evaluate(step, batches(), 2.0, lambda done: log.append(f"done {done}"))
     assert log == ["start 0", "start 1", "done 1", "start 2", "done 2", "done 3"]
     assert result == summarize([random_sums(batch, rows=4) for batch in range(3)], 2.0)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chats")
+    source = SourceConfig(path=str(write_chats(folder / "chats.jsonl", CHATS)))
+    prepare(DataConfig((source,), validation_fraction=0.0), folder / "tokens")
+    return folder / "tokens"
+
+
+CHATS = make_chats(7)
+
+
+def test_the_loss_of_replies_is_that_of_conversations_read_one_by_one(chats: Path, params):
+    """Of each reply's bytes and its end, and nothing else; per byte of the replies."""
+    read = jax.jit(
+        lambda token_BT: transformer.logits(
+            MODEL, params, transformer.read(MODEL, params, token_BT)
+        )
+    )
+    nats, count, text_bytes = 0.0, 0, 0
+    for messages in CHATS:
+        ids, mask = tokens_by_hand(messages)
+        padded = np.zeros((1, 512), np.int32)
+        padded[0, : len(ids)] = ids
+        logits_TV = np.asarray(read(padded)[0], np.float64)
+        normalizer_T = np.log(np.exp(logits_TV).sum(-1))
+        for place in np.flatnonzero(mask):
+            nats += normalizer_T[place] - logits_TV[place, ids[place + 1]]
+            count += 1
+        text_bytes += sum(len(m["content"].encode()) for m in messages if m["role"] == "assistant")
+    config = make_config(seq_len=4096, batch_size=2)
+    splits = [open_rows(config, chats)]
+    found = measure(config, params, splits)
+    assert found.tokens == count == splits[0].num_predictions < splits[0].num_tokens
+    assert found.text_bytes == pytest.approx(text_bytes, rel=1e-12)
+    assert found.loss == pytest.approx(nats / count, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
+    assert sum(mean.tokens for mean in found.by_position.values()) == count
+
+
+def test_text_and_conversations_count_together(tokens: Path, chats: Path, params):
+    config = make_config(seq_len=32, batch_size=3)
+    text, replies = (open_rows(config, folder) for folder in (tokens, chats))
+    one, other, both = (measure(config, params, s) for s in ([text], [replies], [text, replies]))
+    assert both.tokens == one.tokens + other.tokens
+    assert both.text_bytes == pytest.approx(one.text_bytes + other.text_bytes)
+    nats = one.loss * one.tokens + other.loss * other.tokens
+    assert both.loss == pytest.approx(nats / both.tokens, rel=1e-6)
+
+
+def test_rows_of_which_nothing_counts():
+    nothing = EvalSums(np.zeros((2, 1), "f4"), np.zeros((2, 1), "f4"))
+    found = summarize([nothing], 3.0)
+    assert found.tokens == 0 and math.isnan(found.loss) and math.isnan(found.bits_per_byte)
+    some = summarize([nothing, random_sums(0, 4)], 3.0)
+    assert some == summarize([random_sums(0, 4)], 3.0)

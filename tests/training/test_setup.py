@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bitttt_jax.config import DataConfig, MeshConfig, SourceConfig, TokenizerConfig, TrainConfig
+from bitttt_jax.data.chat_templates import ROLES
 from bitttt_jax.data.prepare import prepare
 from bitttt_jax.distributed import mesh as meshes
 from bitttt_jax.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from bitttt_jax.training.setup import (
     vocabulary_ahead,
 )
 from bitttt_jax.training.step import TrainState, init_state
+from tests.data.chats import make_chats, write_chats
 from tests.training.samples import make_batch, make_config, make_run_config, write_texts
 
 
@@ -81,6 +83,16 @@ def test_data_is_prepared_once_and_validation_has_the_size_of_a_part(tmp_path: P
     assert json.loads((tmp_path / "run" / "tokenizer.json").read_text())
 
 
+def test_a_run_keeps_the_template_of_its_conversations(tmp_path: Path, text: Path):
+    chats = write_chats(tmp_path / "chats.jsonl", make_chats())
+    for source, template in ((chats, ROLES), (text, None)):
+        run = RunDirectory.open(tmp_path / source.stem, writer=True)
+        data = open_data(make_run_config(source), run, silent())
+        path = run.path / "chat_template.jinja"
+        assert (path.read_text() if path.exists() else None) == template
+        assert (data.train.num_predictions < data.train.num_tokens) == (template is not None)
+
+
 def test_nothing_held_out(tmp_path: Path, text: Path):
     config = make_run_config(text)
     data = dataclasses.replace(config.data, validation_fraction=0.0)
@@ -110,6 +122,11 @@ def test_the_vocabulary_is_known_ahead(tmp_path: Path, text: Path):
     assert vocabulary_ahead(bpe) == 300
     prepare(bpe.data, tmp_path / "tokens")
     assert vocabulary_ahead(with_data(tmp_path / "tokens")) == 300
+    chats = write_chats(tmp_path / "chats.jsonl", make_chats(2))
+    assert vocabulary_ahead(with_data(chats)) == 261
+    with_template = with_data("nowhere")
+    data = dataclasses.replace(with_template.data, chat_template="chatml")
+    assert vocabulary_ahead(dataclasses.replace(with_template, data=data)) == 259
     tokenizer = str(tmp_path / "tokens" / "tokenizer.json")
     assert vocabulary_ahead(with_data("nowhere", kind="file", path=tokenizer)) == 300
 

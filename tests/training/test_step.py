@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,7 +16,7 @@ from bitttt_jax.models import transformer
 from bitttt_jax.models.parameters import flatten
 from bitttt_jax.training.optimizer import has_weight_decay
 from bitttt_jax.training.step import TrainState, init_state, loss_sums, train_step
-from tests.training.samples import BATCH, LENGTH, make_batch, make_config
+from tests.training.samples import BATCH, LENGTH, make_batch, make_config, masked
 
 # Compilation is what takes time here, so most tests share this one.
 PLAIN = make_config(steps=100, optim={"warmup_steps": 4, "schedule": "wsd"})
@@ -182,3 +183,55 @@ def test_quantisation_fades_in():
         assert metrics.loss == pytest.approx(float(expected(strength)), rel=1e-6)
         losses.append(round(float(metrics.loss), 4))
     assert len(set(losses)) == 3 and losses[2] == losses[3]
+
+
+# --- predictions that don't count -------------------------------------------------------------
+
+
+def test_the_loss_is_the_mean_over_predictions_that_count():
+    plain, batch, state = make_batch(0), masked(make_batch(0), 1), initial(PLAIN)
+    losses_BT, _, all_BT = jax.jit(functools.partial(loss_sums, PLAIN))(state.params, plain)
+    counts_BT = (batch["targets_BT"] >= 0) & (np.asarray(all_BT) > 0)
+    _, (metrics,) = run(PLAIN, batch)
+    expected = np.asarray(losses_BT, np.float64)[counts_BT].mean()
+    assert metrics.loss == pytest.approx(expected, rel=1e-5)
+    assert metrics.tokens == counts_BT.sum() < all_BT.sum()
+    assert metrics.read == all_BT.sum() == (batch["segment_ids_BT"] != 0).sum()
+
+
+def test_targets_that_do_not_count_have_no_effect():
+    batch = masked(make_batch(0), 1)
+    hidden = batch["targets_BT"] < 0
+
+    def gradient(targets_BT):
+        def loss(params):
+            losses_BT, squares_BT, _ = loss_sums(PLAIN, params, batch | {"targets_BT": targets_BT})
+            return (jnp.where(hidden, 0, losses_BT + squares_BT)).sum()
+
+        return jax.jit(jax.grad(loss))(initial(PLAIN).params)
+
+    with_others = gradient(jnp.where(hidden, 7, batch["targets_BT"]))
+    assert_same(gradient(batch["targets_BT"]), with_others, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_batch_with_different_counts_give_the_same_update():
+    batch = masked(make_batch(0), 1)
+    whole, (one,) = run(PLAIN, batch)
+    parts = dataclasses.replace(PLAIN, optim=dataclasses.replace(PLAIN.optim, accumulation=4))
+    accumulated, (four,) = run(parts, batch)
+    assert (four.tokens, four.read) == (one.tokens, one.read)
+    assert four.loss == pytest.approx(one.loss, rel=1e-5)
+    assert four.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+    # Adam's first update is the sign of the gradient, where that isn't about nothing.
+    moments, others = whole.optimizer, accumulated.optimizer
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), moments, others
+    )
+
+
+def test_a_batch_of_which_nothing_counts_is_no_reason_to_stop():
+    batch = make_batch(0)
+    nothing = batch | {"targets_BT": np.full_like(batch["targets_BT"], -1)}
+    state, (metrics,) = run(PLAIN, nothing)
+    assert (metrics.loss, metrics.tokens, metrics.grad_norm) == (0, 0, 0)
+    assert int(state.skipped) == 0
