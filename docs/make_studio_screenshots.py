@@ -47,7 +47,7 @@ _SIZE = {"width": 1440, "height": 900}
 _PNG_COLOURS = 96
 _SLOW_MS = 300_000  # until something that computes has happened
 _ROOM = 1550 << 20  # bytes that a run may need beyond the first one
-_TOO_LARGE = 256  # rows of a batch of which two steps at once need more, those of half of it less
+_TOO_LARGE = 128  # rows of a batch of which two steps at once need more, those of half of it less
 _RUN, _LARGE_RUN, _MENDED_RUN = "first", "too-large", "half-as-large"
 _DATA, _STATE = "colours", "after-reading"
 
@@ -152,10 +152,12 @@ class Walk:
 
     def prepare_data(self, folder: Path) -> None:
         """Conversations are uploaded, looked at, and prepared."""
-        path = folder / f"{_DATA}.jsonl"
-        path.write_text(conversations())
+        paths = [folder / f"{_DATA}.jsonl", folder / "programs.txt"]
+        paths[0].write_text(conversations())
+        paths[1].write_text(programs())
         self.visit("data")
-        self.page.set_input_files(".drop input[type=file]", path)
+        self.page.set_input_files(".drop input[type=file]", paths)
+        self.page.locator(".sources li", has_text="programs.txt").wait_for()
         self.page.locator(".conversation .learned").first.wait_for(timeout=_SLOW_MS)
         self.page.locator(".conversation").first.scroll_into_view_if_needed()
         self.shoot("data")
@@ -168,8 +170,9 @@ class Walk:
         self.page.locator("#start-run").wait_for()
         path = self.page.locator("[data-key='data.sources.0.path']").input_value()
         overrides = {
-            "steps": self.flags.steps, "model.mixers": "ttt_linear", "data.seq_len": 128,
-            "data.tokenizer.kind": "bytes", "data.sources": path, "eval.every_steps": 50,
+            "steps": self.flags.steps, "model.mixers": "ttt_linear", "data.seq_len": 256,
+            "data.batch_size": 4, "data.tokenizer.kind": "bytes", "data.sources": path,
+            "eval.every_steps": 50,
             "eval.sample_prompt": "", "log.health_every_steps": 20, "checkpoint.every_steps": 100,
         }  # fmt: skip
         command = ["bitttt train --config=debug"]
@@ -247,14 +250,16 @@ class Walk:
         page.fill("#sampling-temperature", "0.2")
         page.fill("#sampling-max_tokens", "60")
         page.click("summary:near(#send)")
+        modes = page.locator(".composer .segments button")
+        modes.nth(1).click()
+        page.click("#example")
+        page.click("#read")
+        page.locator("#stop-reply").wait_for(state="hidden", timeout=_SLOW_MS)
+        modes.nth(0).click()
         for question in (_QUESTIONS[0].format("sky"), _QUESTIONS[1].format("grass")):
             page.fill("#prompt", question)
             page.click("#send")
             page.locator("#stop-reply").wait_for(state="hidden", timeout=_SLOW_MS)
-        page.locator(".segments button").nth(3).click()
-        page.click("#example")
-        page.click("#read")
-        page.locator("#stop-reply").wait_for(state="hidden", timeout=_SLOW_MS)
         page.locator(".gain b").wait_for()
         self.shoot("playground")
 
@@ -288,7 +293,7 @@ class Walk:
         """The pages that are left, in the dark."""
         self.page.emulate_media(color_scheme="dark")
         self.visit("runs")
-        self.page.locator(".run .spark").nth(1).wait_for()
+        self.page.locator(".run .spark").first.wait_for()
         self.shoot("runs")
         self.visit("system")
         self.page.locator(".tile-value").first.wait_for()
@@ -344,6 +349,12 @@ def conversations() -> str:
         turns = [("user", question), ("assistant", answer)]
         rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
     return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def programs() -> str:
+    """Text in which names come again and again: some modules of Python's standard library."""
+    modules = sorted(Path(os.__file__).parent.glob("*.py"))
+    return "\n".join(path.read_text(encoding="utf-8") for path in modules[:20])
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from bitttt_jax.commands import (
     generate,
     inspect,
     prepare,
+    serve,
     studio,
     watch,
 )
@@ -156,6 +157,8 @@ def parse_command(argv: Sequence[str]) -> None:
             parse_with(bench.Flags)(args)
         case ["bitttt", "chat", *args]:
             parse_with(chat.Flags)(args)
+        case ["bitttt", "serve", *args]:
+            parse_with(serve.Flags)(args)
         case ["bitttt", "batch", *args]:
             parse_with(batch.Flags)(args)
         case ["bitttt", "inspect", *args]:
@@ -253,6 +256,7 @@ def known_flags() -> set[str]:
         doctor,
         watch,
         studio,
+        serve,
     )
     for flags in (command.Flags for command in (*commands, screenshots())):
         known |= {f"--{field.name}" for field in dataclasses.fields(flags)}

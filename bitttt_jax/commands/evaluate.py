@@ -178,7 +178,8 @@ def _prepare(model: Model, flags: Flags, folder: Path, progress: Progress) -> No
     own = folder.with_name(TOKENIZER_FILE)
     model.tokenizer.save(own)
     template = folder.with_name(CHAT_TEMPLATE_FILE)
-    template.write_text(model.chat_template or "", "utf-8")
+    if model.chat_template:
+        template.write_text(model.chat_template, "utf-8")
     config = DataConfig(
         sources=tuple(SourceConfig(path=path) for path in flags.data),
         tokenizer=TokenizerConfig(kind="file", path=str(own)),

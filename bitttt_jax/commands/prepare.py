@@ -98,8 +98,6 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _config(flags: Flags, overrides: Sequence[str]) -> DataConfig:
-    from bitttt_jax.config_loading import apply_overrides
-
     has_sources = any(arg.startswith(f"{_OVERRIDES}sources") for arg in overrides)
     if not (flags.source or has_sources) or not flags.output:
         raise ConfigError("--source and --output are needed", fix="bitttt prepare --help")
@@ -114,6 +112,10 @@ def _config(flags: Flags, overrides: Sequence[str]) -> DataConfig:
         chat_template=flags.chat_template,
         clean=cleaning.ALL if flags.clean else CleanConfig(),
     )
+    if not overrides:
+        return config
+    from bitttt_jax.config_loading import apply_overrides
+
     return apply_overrides(TrainConfig(data=config), overrides).data
 
 

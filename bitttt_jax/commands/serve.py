@@ -26,6 +26,7 @@ _NEEDED = ("starlette", "uvicorn", "prometheus_client")
 _KEY = "BITTTT_API_KEY"
 # Of models without a bound of their own: attention's caches are as large as what is asked for.
 _CONTEXT = 8192
+_CALL_SECONDS = 0.02  # text comes as steadily as it is read, and others join soon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Flags(EngineFlags, ModelFlags):
     """Most replies that are written together."""
     queue: int = 64
     """Most further requests that wait; others are turned away with 429."""
+    reuse: int = 512
+    """Mebibytes of states that are kept for prompts which begin as earlier ones did; 0 for none."""
     timeout: float = 600.0
     """Seconds after which a request is given up."""
     overflow: Literal["refuse", "truncate", "slide"] = "refuse"
@@ -139,8 +142,8 @@ def _check(flags: Flags) -> None:
     for name in ("slots", "timeout", "max_body"):
         if not getattr(flags, name) > 0:
             raise ConfigError(f"--{name} must be positive, got {getattr(flags, name)}")
-    if flags.queue < 0 or not 0 <= flags.port < 2**16:
-        raise ConfigError("--queue must not be negative, and --port below 65,536")
+    if min(flags.queue, flags.reuse) < 0 or not 0 <= flags.port < 2**16:
+        raise ConfigError("--queue and --reuse must not be negative, and --port be below 65,536")
     if flags.watch:
         from bitttt_jax.runs.directory import RunDirectory
 
@@ -160,6 +163,8 @@ def _engine(flags: Flags, model: Model) -> Engine:
         context=context,
         cache=flags.cache or None,
         overflow=flags.overflow,
+        reuse_bytes=flags.reuse * 2**20,
+        call_seconds=_CALL_SECONDS,
     )
 
 

@@ -173,11 +173,17 @@ def _encode(
             if shards:
                 yield Part(source.config.path, split, index, 1.0, "", shards)
             elif split == "train":
-                raise DataError(
-                    f"no document of {source.config.path} is left to train on",
-                    f"by their hashes, validation_fraction={fraction} takes all of them",
-                    "data.validation_fraction=0 (--validation_fraction=0), or more documents",
-                )
+                raise _nothing_to_train_on(source, fraction, encoder)
+
+
+def _nothing_to_train_on(source: Source, fraction: float, encoder: Encoder) -> DataError:
+    left_out = ", ".join(f"{count} {reason}" for reason, count in encoder.skipped.items())
+    return DataError(
+        f"no document of {source.config.path} is left to train on",
+        f"by their hashes, validation_fraction={fraction} takes all of them"
+        + (f" but those left out: {left_out}" if left_out else ""),
+        "data.validation_fraction=0 (--validation_fraction=0), or more documents",
+    )
 
 
 def _referred(index: int, source: Source, manifest: Manifest) -> Iterator[Part]:

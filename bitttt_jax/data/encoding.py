@@ -44,7 +44,7 @@ class Encoder:
         skipped: collections.Counter[str],
     ):
         self._tokenizer, self._template = tokenizer, template
-        self._on_error, self._skipped = on_error, skipped
+        self._on_error, self.skipped = on_error, skipped
         self._start = [tokenizer.bos_id] if tokenizer.adds_bos else []
 
     def encode(self, documents: Sequence[Document]) -> Iterator[Encoded | None]:
@@ -62,7 +62,7 @@ class Encoder:
             except UnusableDocumentError as error:
                 if self._on_error == "fail":
                     raise
-                self._skipped[error.reason] += 1
+                self.skipped[error.reason] += 1
                 yield None
 
     def _text(self, document: Document, tokens_T: np.ndarray) -> Encoded:

@@ -12,7 +12,7 @@ import tokenizers
 from gguf.constants import TokenType
 from tokenizers import Regex, pre_tokenizers
 
-from bitttt_jax.data.tokenizers import Tokenizer
+from bitttt_jax.data.tokenizers import STOP_NAMES, Tokenizer
 from bitttt_jax.errors import DataError
 from bitttt_jax.interop.gguf_writer import Value
 from bitttt_jax.interop.pre_tokenizers import PATTERNS
@@ -49,6 +49,10 @@ def metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Value]:
         names[added["id"]] = added["content"]
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    # There is a place for one more that ends replies; those known by their names need none.
+    known = {tokenizer.eos_id, *(tokenizer.token_id(name) for name in STOP_NAMES)}
+    others = [id_ for id_ in tokenizer.stop_ids if id_ not in known]
+    ends = {"tokenizer.ggml.eot_token_id": others[0]} if others else {}
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": _pre_tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
@@ -59,6 +63,7 @@ def metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Value]:
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
         "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
+        **ends,
         "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
         "tokenizer.ggml.add_eos_token": False,
     }

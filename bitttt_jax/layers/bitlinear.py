@@ -92,7 +92,7 @@ def _products(layer: BitLinear, x, kernels, biases, strength):
     if isinstance(kernels[0], PackedTernary):
         ys = matmul(rows, kernels, sharding=layer.sharding)
     elif isinstance(kernels[0], QuantizedTable):
-        ys = tuple(tables.project(rows, kernel) for kernel in kernels)
+        ys = tuple(tables.multiply(rows, kernel) for kernel in kernels)
     elif not layer.ternary:
         ys = product.shared_matmul(rows, tuple(kernel.astype(x.dtype) for kernel in kernels))
     elif how.path == "int8":

@@ -16,6 +16,7 @@ from bitttt_jax.ops.precision import widen
 from bitttt_jax.ops.product import matmul_transposed
 
 _KERNEL_WIDTH = 64  # of which the native kernel for int8 takes multiples
+_KERNEL_ROWS = 16  # of activations that aren't rounded
 
 GROUP = 32
 """Values that share a scale in a `GroupedTable`."""
@@ -219,6 +220,29 @@ def project(x_ND: jax.Array, table: Table, *, implementation: native.Choice = "a
         codes, table.codes, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
     )
     return sums.astype(jnp.float32) * (scale * table.scale)
+
+
+def multiply(x_ND: jax.Array, table: QuantizedTable) -> jax.Array:
+    """`x @ table^T` in float32 of activations that aren't rounded.
+
+    What weights of other programs' models want, whose activations have outliers: `project` costs
+    them several per cent of perplexity.
+
+    Args:
+      x_ND: activations.
+      table: its rows are the outputs.
+
+    Returns:
+      `[N, V]`.
+    """
+    N, V = x_ND.shape[0], table.codes.shape[0]
+    fits = 0 < N <= _KERNEL_ROWS and x_ND.dtype in (jnp.float32, jnp.bfloat16)
+    needs = f"at most {_KERNEL_ROWS} rows of float32 or bfloat16"
+    if native.choose("auto", fits, needs) == "cpu":
+        result = jax.ShapeDtypeStruct((N, V), jnp.float32)
+        call = jax.ffi.ffi_call("bitttt_int8_rows_matmul", result, vmap_method="sequential")
+        return call(x_ND, table.codes, table.scale)
+    return matmul_transposed(x_ND, table.codes.astype(x_ND.dtype)) * table.scale
 
 
 def _project_groups(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from bitttt_jax.config_loading import from_json, to_json
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.runs.directory import RUN_ENTRIES, RunDirectory
 
@@ -64,7 +65,8 @@ def prepare(run: RunDirectory, config_json: str, mode: ResumeMode) -> ResumePlan
     Raises:
       ConfigError: with `auto`, the folder holds checkpoints of another run.
     """
-    old = run.read_config()
+    written = run.read_config()
+    old = _with_new_keys(written) if written else None
     steps = run.checkpoint_steps()
     changed = tuple(compare(old, config_json)) if old else ()
     moved_to = None
@@ -122,6 +124,18 @@ def identity_changes(differences: tuple[Difference, ...] | list[Difference]) -> 
         return any(key == root or key.startswith(root + ".") for root in roots)
 
     return [d for d in differences if below(d.key, _IDENTITY) and not below(d.key, _FREE)]
+
+
+def _with_new_keys(config_json: str) -> str:
+    """A configuration with the keys that have come since it was written, at their defaults.
+
+    They say that nothing is done that wasn't done then. What isn't a configuration any more stays
+    as it is, for its differences to be shown.
+    """
+    try:
+        return to_json(from_json(config_json))
+    except ConfigError:
+        return config_json
 
 
 def _parse(config_json: str) -> Any:

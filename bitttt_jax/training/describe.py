@@ -71,6 +71,8 @@ def describe_data(config: DataConfig, data: Data) -> str:
         f"{train.text_bytes / train.num_tokens:.2f} bytes to train on, "
         f"{format_count(held_out.num_tokens) if held_out else 'nothing'} held out"
     )
+    if train.num_predictions < train.num_tokens:
+        text += f"; of those to train on {format_count(train.num_predictions)} count, in replies"
     steps = train.num_tokens / tokens
     return f"{text}\n{steps:{',.0f' if steps >= 100 else '.3g'}} steps an epoch"
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pty
 import signal
@@ -256,6 +255,15 @@ def test_ctrl_c_without_a_terminal(lines):
 # --- a terminal ----------------------------------------------------------------------------------
 
 
+# Ctrl-C reaches the processes that a terminal belongs to.
+ON_ITS_TERMINAL = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from bitttt_jax.__main__ import run
+run()
+"""
+
+
 class Terminal:
     """The command on a terminal of 30 rows of 90 columns."""
 
@@ -265,8 +273,8 @@ class Terminal:
         self.before = termios.tcgetattr(inner)
         self.inner = inner
         self.process = subprocess.Popen(
-            command(*args), stdin=inner, stdout=inner, stderr=inner, env=environment(),
-            start_new_session=True, preexec_fn=_own_terminal,
+            [sys.executable, "-c", ON_ITS_TERMINAL, "watch", *args],
+            stdin=inner, stdout=inner, stderr=inner, env=environment(), start_new_session=True,
         )  # fmt: skip
         self.text = ""
 
@@ -291,10 +299,6 @@ class Terminal:
         os.close(self.inner)
         os.close(self.fd)
         return code
-
-
-def _own_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.fixture

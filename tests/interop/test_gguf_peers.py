@@ -94,8 +94,8 @@ def smollm2() -> Path:
     return next(folder.glob("*.gguf"))
 
 
-# int8 rows mean int8 activations too, and this small model's have outliers: 6 % were measured.
-@pytest.mark.parametrize(("kept", "limit"), [("bfloat16", 0.01), ("int8", 0.1)])
+# int8 rows cost 1.5 % on another text: the output head rounds activations too.
+@pytest.mark.parametrize(("kept", "limit"), [("bfloat16", 0.01), ("int8", 0.03)])
 def test_a_real_model(smollm2: Path, peer: Any, kept, limit: float):
     model = gguf_model.load(smollm2, kept)
     assert model.description == "GGUF, llama, Q4_1 and Q8_0"

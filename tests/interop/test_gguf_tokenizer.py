@@ -63,6 +63,14 @@ def test_a_trained_tokenizer_is_read_back(trained: Tokenizer):
     assert again.eos_id == trained.eos_id
 
 
+@pytest.mark.parametrize("end", ["<|end|>", "<|fin|>"])
+def test_the_token_that_ends_replies_is_read_back(end: str):
+    tokenizer = Tokenizer.bytes(["<|user|>", end])
+    tokenizer = Tokenizer(tokenizer.text, stop_ids=[258])
+    again = tokenizers.from_gguf(gguf_tokenizer.metadata(tokenizer, 320))
+    assert again.stop_ids == tokenizer.stop_ids == (256, 258)
+
+
 def test_single_bytes_need_no_pre_tokenizer():
     found = gguf_tokenizer.metadata(Tokenizer.bytes(), 257)
     assert (found["tokenizer.ggml.pre"], found["tokenizer.ggml.merges"]) == ("gpt-2", [])

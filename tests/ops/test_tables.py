@@ -55,6 +55,27 @@ def test_products_are_those_of_the_integers(implementation, dtype, shape):
     np.testing.assert_allclose(y, integer_reference(x, table), rtol=5e-7)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1), (2, 37, 5), (7, 127, 6)], ids=str)
+def test_activations_that_are_not_rounded_are_multiplied_as_they_are(dtype, shape):
+    x, values = inputs(*shape, dtype)
+    table = tables.quantize_table(values)
+    rows = np.asarray(table.codes, np.float64) * np.asarray(table.scale, np.float64)[:, None]
+    y = jax.jit(tables.multiply)(x, table)
+    assert y.dtype == jnp.float32
+    magnitude = np.abs(np.asarray(x, np.float64)) @ np.abs(rows).T
+    error = np.abs(y - np.asarray(x, np.float64) @ rows.T)
+    assert (error <= 2e-6 * magnitude).all()
+
+
+@needs_kernels
+def test_few_rows_that_are_not_rounded_go_to_the_native_kernel():
+    table = tables.quantize_table(jnp.ones((8, 64)))
+    lowered = lambda N: jax.jit(tables.multiply).lower(jnp.zeros((N, 64)), table).as_text()
+    assert "bitttt_int8_rows_matmul" in lowered(16)
+    assert "bitttt_int8_rows_matmul" not in lowered(17)
+
+
 def test_rounding_costs_half_a_step_at_most():
     _, values = inputs(1, 256, 50)
     table = tables.quantize_table(values)

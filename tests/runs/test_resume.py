@@ -75,6 +75,17 @@ OTHER_RUN = {
 }
 
 
+def test_runs_from_before_a_key_was_there_go_on(trained):
+    old = dataclasses.asdict(CONFIG)
+    del old["data"]["clean"], old["data"]["chat_template"], old["model"]["remat"]
+    trained.config_path.write_text(json.dumps(old))
+    plan = start(trained.path, CONFIG)
+    assert (plan.step, plan.changed) == (10, ())
+    trained.config_path.write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match=r'data\.chat_template +"" +"roles"'):
+        start(trained.path, replace(CONFIG, data=DataConfig(chat_template="roles")))
+
+
 @pytest.mark.parametrize("config", SAME_RUN)
 def test_what_may_change(trained, config):
     plan = start(trained.path, config)

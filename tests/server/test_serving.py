@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -202,7 +203,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, tokenizer = samples.CONFIGS["ttt_linear"], Tokenizer.bytes()
     params = speed.random_params(config, "int8")
     # The logit of the token that ends a text is 0, and another one's always larger.
-    params["head"]["kernel"].scale[tokenizer.eos_id] = 0
+    kernel = params["head"]["kernel"]
+    scale = kernel.scale.at[tokenizer.eos_id].set(0)
+    params["head"]["kernel"] = dataclasses.replace(kernel, scale=scale)
     packed_model.save(
         folder,
         TrainConfig(model=config),
@@ -274,8 +277,8 @@ def test_mistakes_in_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
     for flag, what in (
         ("--slots=0", "--slots must be positive"),
-        ("--queue=-1", "--queue must not be negative"),
-        ("--port=70000", "--port below"),
+        ("--queue=-1", "--queue and --reuse must not be negative"),
+        ("--port=70000", "--port be below"),
         ("--context=1", "--context must be at least 2"),
         ("--watch", "is no run"),
     ):

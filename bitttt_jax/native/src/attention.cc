@@ -10,19 +10,6 @@ constexpr int64_t kSlots = 64;      // that are looked at together: their values
 constexpr int64_t kSlotsAhead = 6;  // of their use, the first keys are fetched from memory
 constexpr float kNothing = -3e38f;  // below every score
 
-inline Vector load(const int8_t* p) {
-  typedef int8_t Codes __attribute__((vector_size(LANES), aligned(1), may_alias));
-  typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
-  const Codes codes = *reinterpret_cast<const Codes*>(p);
-#if LANES == 16  // GCC makes many instructions of the conversion
-  const Integers wide =
-      reinterpret_cast<Integers>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
-#else
-  const Integers wide = __builtin_convertvector(codes, Integers);
-#endif
-  return __builtin_convertvector(wide, Vector);
-}
-
 struct Seen {
   int64_t count = 0;
   int32_t slot[kSlots];

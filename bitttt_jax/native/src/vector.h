@@ -44,6 +44,19 @@ inline Vector widen(Half half) {
 }
 inline Vector load(const uint16_t* p) { return widen(*reinterpret_cast<const UnalignedHalf*>(p)); }
 
+inline Vector load(const int8_t* p) {
+  typedef int8_t Codes __attribute__((vector_size(LANES), aligned(1), may_alias));
+  typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+  const Codes codes = *reinterpret_cast<const Codes*>(p);
+#if LANES == 16  // GCC makes many instructions of the conversion
+  const Integers wide =
+      reinterpret_cast<Integers>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
+#else
+  const Integers wide = __builtin_convertvector(codes, Integers);
+#endif
+  return __builtin_convertvector(wide, Vector);
+}
+
 // Rounds to nearest, ties to even.
 inline void store(uint16_t* p, Vector x) {
   const Word bits = reinterpret_cast<Word>(x);

@@ -9,6 +9,7 @@ import { t } from "../i18n.js";
 import { smooth } from "../series.js";
 
 const SMOOTHING = 0.75;
+const NOTHING = 0.005; // a share too small to speak of
 const MOST = 4000; // mini-batches drawn
 
 /** The drawing; `add({position, initial, current})` per mini-batch. */
@@ -72,6 +73,8 @@ function sentence({ step, initial, current }) {
   const mean = (values) =>
     values.slice(from).reduce((sum, value) => sum + value, 0) / (values.length - from);
   const share = 1 - mean(current) / mean(initial);
-  const words = t(share > 0 ? "inner.gain" : "inner.no_gain", { position: number(step.at(-1)) });
+  const position = number(step.at(-1));
+  if (Math.abs(share) < NOTHING) return t("inner.same", { position });
+  const words = t(share > 0 ? "inner.gain" : "inner.no_gain", { position });
   return [h("b", {}, percent(Math.abs(share), 0)), " ", words];
 }

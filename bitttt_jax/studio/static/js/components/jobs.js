@@ -68,8 +68,10 @@ export function jobPanel(id, { done, act = () => {}, signal }) {
   const finished = followJob(id, show, signal).then((job) => {
     if (!job) return null;
     stop.remove();
-    if (job.state === "done") put(element, done(job));
-    else if (job.card) put(element, errorCard(job.card, act));
+    if (job.state === "done") {
+      put(element, done(job));
+      element.scrollIntoView({ block: "nearest" });
+    } else if (job.card) put(element, errorCard(job.card, act));
     else {
       progress.remove();
       put(words, translated(`job.${job.state}`, job.state));

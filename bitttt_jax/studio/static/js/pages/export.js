@@ -82,7 +82,7 @@ function exportForm(models, query, ondone, signal) {
   );
   const packedOnly = h(
     "div",
-    { class: "columns even" },
+    { class: "columns pair" },
     labelled(t("export.layout"), layout),
     labelled(t("export.table"), table),
   );
@@ -159,7 +159,7 @@ function exportForm(models, query, ondone, signal) {
   return [
     h(
       "div",
-      { class: "columns even" },
+      { class: "columns pair" },
       labelled(t("play.model"), model),
       labelled(t("play.step"), step),
     ),

@@ -69,8 +69,10 @@ async function load(main, id, runs, view, signal) {
   const early = listen(id, runs, view, signal);
   for (const name of runs.keys()) watch(name, signal);
   try {
-    await refresh(id, view, signal);
-    await Promise.all([...runs].map(([name, series]) => loadSeries(name, series, signal)));
+    await Promise.all([
+      refresh(id, view, signal),
+      ...[...runs].map(([name, series]) => loadSeries(name, series, signal)),
+    ]);
     early.flush();
     view.charts.draw();
     const { lines } = await get(`runs/${segment(id)}/log`, { lines: LOG_LINES }, { signal });
