@@ -75,6 +75,19 @@ def test_start_stop_resume_and_finish(client: TestClient, studio: Studio, tmp_pa
     assert client.get("/api/runs").json() == {"runs": []}
 
 
+@pytest.mark.slow
+def test_an_estimate(client: TestClient):
+    body = {"preset": "debug", "values": {**TINY, "steps": 10}, "device": "cpu"}
+    answer = client.post("/api/form/estimate", json=body)
+    assert answer.status_code == 201
+    url = f"/api/jobs/{answer.json()['job']}"
+    job = until(lambda: (j := client.get(url).json())["state"] != "running" and j, 100)
+    assert (job["state"], job["kind"], job["card"]) == ("done", "estimate", None), job["log_tail"]
+    result = job["result"]
+    assert result["parameters"]["ternary"] > 0 and result["device_bytes"] > 0
+    assert result["step_s"] > 0 and result["card"] is None
+
+
 def test_a_run_that_cannot_begin(client: TestClient, studio: Studio):
     values = {"data.sources.0.path": "/no/such/file"}
     config = client.post("/api/form/check", json={"preset": "debug", "values": values}).json()
