@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import itertools
 import json
 import os
 import random
@@ -200,9 +201,13 @@ def _watch(runs: Path, flags: Flags) -> dict[str, Any]:
             percent = _cpu_percent(studio.process, flags.watched_s)
             found[f"cpu_with_{pages}_pages_percent"] = measure.rounded(percent)
             print(f"{pages} pages: {percent:.2f} % of a core")
-        found["update_s"] = measure.spread(_time_updates(studio, append, flags.updates))
+        time_update, rng, updates = _update_timer(studio, append), random.Random(2), []
+        for _ in range(flags.updates):
+            time.sleep(rng.uniform(0, 0.5))
+            updates.append(time_update())
+        found["update_s"] = measure.spread(updates)
         print(f"update {found['update_s']}")
-        found |= _flood(studio, runs / "live" / "train.log", append, flags.flood_mb)
+        found |= _flood(studio, runs / "live" / "train.log", time_update, flags.flood_mb)
         found["rss_mib"] = measure.rounded(studio.process.memory_info().rss / 2**20)
     return found
 
@@ -248,30 +253,29 @@ def _cpu_percent(process: psutil.Process, seconds: float) -> float:
     return 100 * (after.user - before.user + after.system - before.system) / elapsed
 
 
-def _time_updates(studio: Studio, append: Callable[[int], None], count: int) -> list[float]:
-    """Seconds from writing a row to a page's having read it."""
+def _update_timer(studio: Studio, append: Callable[[int], None]) -> Callable[[], float]:
+    """Opens a page; returns what writes a row and times its way to that page."""
     arrived: dict[int, float] = {}
+    steps = itertools.count(10**7)
 
     def heard(kind: str, data: Any) -> None:
         if kind == "metrics":
             arrived.update((row["step"], time.perf_counter()) for row in data["rows"])
 
+    def time_update() -> float:
+        step, written = next(steps), time.perf_counter()
+        append(step)
+        while step not in arrived and time.perf_counter() < written + _DEADLINE_SECONDS:
+            time.sleep(0.001)
+        return arrived[step] - written
+
     _page(studio, heard)
     time.sleep(1.0)
-    rng, seconds = random.Random(2), []
-    for n in range(count):
-        time.sleep(rng.uniform(0, 0.5))
-        step, written = 10**7 + n, time.perf_counter()
-        append(step)
-        deadline = written + _DEADLINE_SECONDS
-        while step not in arrived and time.perf_counter() < deadline:
-            time.sleep(0.001)
-        seconds.append(arrived[step] - written)
-    return seconds
+    return time_update
 
 
 def _flood(
-    studio: Studio, log: Path, append: Callable[[int], None], megabytes: int
+    studio: Studio, log: Path, time_update: Callable[[], float], megabytes: int
 ) -> dict[str, Any]:
     """Writes a flood of log lines while nine pages watch; times requests meanwhile."""
     line = b"\x1b[33mwarning\x1b[0m  " + b"the same thing once more " * 5 + b"\n"
@@ -282,7 +286,7 @@ def _flood(
         with log.open("ab", buffering=0) as file:
             for _ in range(megabytes):
                 file.write(block)
-                time.sleep(0.02)  # 50 MB a second
+                time.sleep(0.1)  # some 10 MB a second
         os.sync()
         flooded.set()
 
@@ -293,7 +297,7 @@ def _flood(
         began = time.perf_counter()
         studio.get("/api/runs/live/log?lines=500")
         answers.append(time.perf_counter() - began)
-        updates += _time_updates(studio, append, 1) if len(updates) < 2 else []
+        updates.append(time_update())
     grown = studio.process.memory_info().rss - before
     print(f"flood: answers in {max(answers):.3f} s, updates in {max(updates):.3f} s")
     return {
