@@ -42,7 +42,7 @@ class Hub:
     async def stream(self, view: View) -> AsyncIterator[str]:
         """A page's events in the format of server-sent events, until the server ends."""
         watcher = self._watcher
-        await run_in_threadpool(watcher.watch, view.ids)
+        watcher.watch(view.ids)  # here, where nothing can come between it and its end
         self._enter()
         try:
             watcher.resume(view)
