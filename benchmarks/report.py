@@ -19,7 +19,7 @@ from bitttt_jax.runs.files import write_atomically
 BEGIN = "<!-- written by python -m benchmarks.report -->"
 END = "<!-- up to here -->"
 README = measure.ROOT / "README.md"
-TITLES = ("train_step", "startup", "overhead", "packed", "smollm2")
+TITLES = ("train_step", "startup", "overhead", "packed", "smollm2", "serve")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,6 +65,7 @@ def section(records: Mapping[str, Any]) -> str:
             report_parts.bullets(remarks),
             *report_parts.packed(records["packed"]),
             *report_parts.smollm2(records["smollm2"]),
+            report_parts.serve(records["serve"]),
         ]
     )
 

@@ -254,6 +254,38 @@ def smollm2(record: Record) -> list[str]:
     return [_fill(intro), table, *([_fill(" ".join(notes))] if notes else [])]
 
 
+def serve(record: Record) -> str:
+    """What the server adds, and what many requests of all kinds leave behind."""
+
+    def of(mixer: str) -> str:
+        found, cases = record["compared"][mixer], record["cases"]
+        rate = lambda kind, count: cases[f"{mixer}-{kind}-{count}"]["summary"]["tokens_per_s"]
+        one, many, alone = (
+            f"{rate(*which)['median']:,.0f}"
+            for which in (("clients", 1), ("clients", 16), ("engine", 16))
+        )
+        return (
+            f"{_NAMES[mixer]}: {found['added_token_ms']:.2f} ms a token more than the engine alone "
+            f"and {found['added_first_ms']:.1f} ms until the first; {one} tokens a second to one "
+            f"client, {many} to 16, of the engine's {alone} without a server."
+        )
+
+    soak = record["soak"]
+    asked, answered = (sum(soak[name].values()) for name in ("asked", "answered"))
+    intro = (
+        f"**The server**, `python -m benchmarks.serve`: random weights in the quickstart's shape, "
+        f"replies of 128 tokens; {_software(record)}, [record]({record_path('serve')}). The "
+        "clients' process shares the two cores."
+    )
+    lasting = (
+        f"{asked:,} requests, among them clients that go, don't read, or send what is malformed: "
+        f"{answered:,} were answered as they should be, {soak['jobs_left']} places stayed taken, "
+        f"and memory went from {soak['rss_mib_after_a_quarter']:,.0f} to "
+        f"{soak['rss_mib_at_the_end']:,.0f} MiB."
+    )
+    return f"{_fill(intro)}\n\n{bullets([*map(of, ('ttt_linear', 'attention')), lasting])}"
+
+
 def _rounds(cases: Record) -> str:
     counts = [len(case["runs"]) for case in cases.values()]
     if max(counts) == 1:

@@ -25,7 +25,7 @@ _KINDS = {"whole": 45, "streamed": 30, "gone": 12, "malformed": 8, "slow": 5}
 _WARM_UP = 0.25  # of the requests, after which memory is compared
 _MALFORMED = (b"{", b"[]", b'{"prompt": 1}', b'{"prompt": "a", "n": 3}', b"\xff" * 100)
 _SLOW_BUFFER = 2048
-_DEADLINE_S = 60
+_DEADLINE_S = 300
 
 
 class Soak:

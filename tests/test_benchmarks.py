@@ -283,7 +283,9 @@ def test_peers_of_a_real_model_may_be_missing(load):
     assert "llama-cpp-python 7 without repacked weights." in notes and "PyTorch" not in notes
 
 
-@pytest.mark.parametrize("title", ["train_step", "startup", "overhead", "packed", "smollm2"])
+@pytest.mark.parametrize(
+    "title", ["train_step", "startup", "overhead", "packed", "smollm2", "serve"]
+)
 def test_another_record_makes_another_section(load, title: str):
     report = load("benchmarks.report")
     records = report.read_records()

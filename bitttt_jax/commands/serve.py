@@ -26,7 +26,6 @@ _NEEDED = ("starlette", "uvicorn", "prometheus_client")
 _KEY = "BITTTT_API_KEY"
 # Of models without a bound of their own: attention's caches are as large as what is asked for.
 _CONTEXT = 8192
-_CALL_SECONDS = 0.02  # text comes as steadily as it is read, and others join soon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +163,6 @@ def _engine(flags: Flags, model: Model) -> Engine:
         cache=flags.cache or None,
         overflow=flags.overflow,
         reuse_bytes=flags.reuse * 2**20,
-        call_seconds=_CALL_SECONDS,
     )
 
 

@@ -69,8 +69,6 @@ class Engine:
         overflow.
       reuse_bytes: of states that are kept for prompts which begin with tokens that another request
         has read; 0 keeps none.
-      call_seconds: longest time for which rows write before others can join them, and before what
-        they wrote comes out; less costs speed.
     """
 
     def __init__(
@@ -82,7 +80,6 @@ class Engine:
         cache: CacheType | None = None,
         overflow: Overflow = "refuse",
         reuse_bytes: int = 2**30,
-        call_seconds: float = steps.CALL_SECONDS,
     ):
         if slots < 1:
             raise ConfigError(f"slots must be at least 1, got {slots}")
@@ -96,7 +93,6 @@ class Engine:
         self._saved, self._reuses = SavedStates(self._config, reuse_bytes), reuse_bytes > 0
         self._learns = any(mixer != "attention" for mixer in self._config.mixers)
         self._lock = threading.Lock()
-        self._call_seconds = call_seconds
         self._count = 1  # tokens of the next call
 
     @property
@@ -414,8 +410,7 @@ class Engine:
             self._batch = None
             return
         seconds = time.perf_counter() - started
-        each = seconds / int(written.count_B.max())
-        self._count = steps.tokens_per_call(each, self._call_seconds)
+        self._count = steps.tokens_per_call(seconds / int(written.count_B.max()))
         for row, handle in running:
             count = int(written.count_B[row])
             tokens = written.token_NB[:count, row].tolist()

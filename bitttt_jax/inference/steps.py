@@ -22,7 +22,7 @@ LEAST_TOKENS = 16
 CACHE_STEP = 256
 # A call takes the host some microseconds for each of a model's arrays, as long as a small model's
 # step: a call chooses as many tokens as come in this time, at most so many.
-CALL_SECONDS = 0.1
+_CALL_SECONDS = 0.1
 CALL_TOKENS = 32
 TOP_LOGPROBS = 20
 """Log-probabilities of so many of the likeliest tokens come with each one, where asked for."""
@@ -62,9 +62,9 @@ def padded_length(length: int) -> int:
     return max(LEAST_TOKENS, 1 << (length - 1).bit_length())
 
 
-def tokens_per_call(seconds: float, call_seconds: float = CALL_SECONDS) -> int:
+def tokens_per_call(seconds: float) -> int:
     """How many tokens `write_tokens` should choose in a call, from the seconds that one takes."""
-    return min(max(int(call_seconds / seconds), 1), CALL_TOKENS)
+    return min(max(int(_CALL_SECONDS / seconds), 1), CALL_TOKENS)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))

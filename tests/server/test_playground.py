@@ -189,7 +189,9 @@ def test_who_goes_leaves_what_there_is(live: Live, http: httpx.Client):
     assert text_of(write(http, stream, "x")) == alone(f"abc{turns[1]['content']}x")
 
 
-@pytest.mark.parametrize("name", ["hybrid", "ttt_mlp", "attention"])
+@pytest.mark.parametrize(
+    "name", ["hybrid", pytest.param("ttt_mlp", marks=pytest.mark.slow), "attention"]
+)
 def test_states_are_saved_and_loaded(name: str):
     with running(lambda: live_server.model(name), playground=True) as live, live.client() as http:
         stream = make(http)
