@@ -257,25 +257,27 @@ def smollm2(record: Record) -> list[str]:
 def serve(record: Record) -> str:
     """What the server adds, and what many requests of all kinds leave behind."""
 
-    def of(mixer: str) -> str:
-        found, cases = record["compared"][mixer], record["cases"]
-        rate = lambda kind, count: cases[f"{mixer}-{kind}-{count}"]["summary"]["tokens_per_s"]
+    def of(model: str) -> str:
+        found, cases = record["compared"][model], record["cases"]
+        rate = lambda kind, count: cases[f"{model}-{kind}-{count}"]["summary"]["tokens_per_s"]
+        preset, mixer = model.split("-")
         one, many, alone = (
             f"{rate(*which)['median']:,.0f}"
             for which in (("clients", 1), ("clients", 16), ("engine", 16))
         )
         return (
-            f"{_NAMES[mixer]}: {found['added_token_ms']:.2f} ms a token more than the engine alone "
-            f"and {found['added_first_ms']:.1f} ms until the first; {one} tokens a second to one "
-            f"client, {many} to 16, of the engine's {alone} without a server."
+            f"{_NAMES[mixer]} at the shape `{preset}`: {found['added_token_ms']:.2f} ms a token "
+            f"more than the engine alone and {found['added_first_ms']:.1f} ms until the first; "
+            f"{one} tokens a second to one client, {many} to 16 "
+            f"({found['clients_16_over_1']:.1f} times), of the engine's {alone} without a server."
         )
 
     soak = record["soak"]
     asked, answered = (sum(soak[name].values()) for name in ("asked", "answered"))
     intro = (
-        f"**The server**, `python -m benchmarks.serve`: random weights in the quickstart's shape, "
-        f"replies of 128 tokens; {_software(record)}, [record]({record_path('serve')}). The "
-        "clients' process shares the two cores."
+        "**The server**, `python -m benchmarks.serve`: random weights, replies of 128 tokens; "
+        f"{_software(record)}, [record]({record_path('serve')}). The clients' process shares the "
+        "two cores."
     )
     lasting = (
         f"{asked:,} requests, among them clients that go, don't read, or send what is malformed: "
@@ -283,7 +285,7 @@ def serve(record: Record) -> str:
         f"and memory went from {soak['rss_mib_after_a_quarter']:,.0f} to "
         f"{soak['rss_mib_at_the_end']:,.0f} MiB."
     )
-    return f"{_fill(intro)}\n\n{bullets([*map(of, ('ttt_linear', 'attention')), lasting])}"
+    return f"{_fill(intro)}\n\n{bullets([*map(of, record['compared']), lasting])}"
 
 
 def _rounds(cases: Record) -> str:

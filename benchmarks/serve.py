@@ -26,7 +26,9 @@ from benchmarks.turns import Case, take_turns
 from bitttt_jax.errors import ConfigError, run_main
 
 _COUNTS = (1, 16)
-_MIXERS = ("ttt_linear", "attention")
+# Presets and mixers: small ones, of which a step takes the host as long as the device, and one
+# whose steps wait for memory, so that rows share what they wait for.
+_MODELS = (("quickstart", "ttt_linear"), ("quickstart", "attention"), ("bitnet_700m", "attention"))
 # What is kept for other prompts is full soon, so that growth is a leak.
 _SOAK_FLAGS = ("--reuse=16",)
 _NAMES = ("first_s", "token_s", "tokens_per_s")
@@ -36,8 +38,6 @@ _NAMES = ("first_s", "token_s", "tokens_per_s")
 class Flags:
     """Measure the server; results go to benchmarks/results/serve-MACHINE.json."""
 
-    preset: str = "quickstart"
-    """Shape of the model."""
     rounds: int = 2
     """Measurements of each case, with those that are in the record."""
     seconds: float = 4.0
@@ -62,14 +62,14 @@ def _main(argv: Sequence[str]) -> int:
     observed = measure.observe()
     name = f"serve-{measure.label(observed['machine'])}.json"
     path = Path(flags.output or measure.ROOT / "benchmarks" / "results" / name)
-    settings = {"preset": flags.preset, "seconds": flags.seconds}
+    settings = {"seconds": flags.seconds}
     record = open_record(path, "serve", observed, settings, force=flags.force)
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="bitttt-serve-"))
         cases: dict[str, Case] = {}
-        for mixer in _MIXERS:
-            folder = str(Path(scratch) / mixer)
-            measure.run_child("benchmarks.serve_case", ["model", flags.preset, mixer, folder])
+        for preset, mixer in _MODELS:
+            folder = str(Path(scratch) / f"{preset}-{mixer}")
+            measure.run_child("benchmarks.serve_case", ["model", preset, mixer, folder])
             url, pid = stack.enter_context(_server(folder, *(_SOAK_FLAGS if flags.soak else ())))
             if flags.soak:
                 args = [url, str(pid), str(flags.soak)]
@@ -78,7 +78,7 @@ def _main(argv: Sequence[str]) -> int:
                 write_record(path, record)
                 print(record["soak"])
                 return 0
-            cases |= _cases(mixer, folder, url, flags.seconds)
+            cases |= _cases(preset, mixer, folder, url, flags.seconds)
         done = take_turns(path, record, cases, flags.rounds, observed, _summary, _words)
     if done:
         record["compared"] = compared(record)
@@ -107,16 +107,16 @@ def _server(folder: str, *flags: str) -> Iterator[tuple[str, int]]:
         process.communicate()
 
 
-def _cases(mixer: str, folder: str, url: str, seconds: float) -> dict[str, Case]:
+def _cases(preset: str, mixer: str, folder: str, url: str, seconds: float) -> dict[str, Case]:
     def case(kind: str, place: str, count: int) -> Case:
         args = [kind, place, str(count), str(seconds)]
         return Case(
-            {"mixer": mixer, "measures": kind, "at_once": count},
+            {"preset": preset, "mixer": mixer, "measures": kind, "at_once": count},
             lambda: measure.run_child("benchmarks.serve_case", args),
         )
 
     return {
-        f"{mixer}-{kind}-{count}": case(kind, place, count)
+        f"{preset}-{mixer}-{kind}-{count}": case(kind, place, count)
         for count in _COUNTS
         for kind, place in (("engine", folder), ("clients", url))
     }
@@ -135,9 +135,9 @@ def compared(record: dict[str, Any]) -> dict[str, dict[str, float]]:
     """What the record is for: the server beside the engine, and many clients beside one."""
     one, many = _COUNTS
 
-    def of(mixer: str) -> dict[str, float]:
+    def of(model: str) -> dict[str, float]:
         cases = record["cases"]
-        median = lambda kind, count, name: cases[f"{mixer}-{kind}-{count}"]["summary"][name][
+        median = lambda kind, count, name: cases[f"{model}-{kind}-{count}"]["summary"][name][
             "median"
         ]
         added = lambda name, count: median("clients", count, name) - median("engine", count, name)
@@ -152,7 +152,7 @@ def compared(record: dict[str, Any]) -> dict[str, dict[str, float]]:
         }
         return {name: measure.rounded(value, 3) for name, value in found.items()}
 
-    return {mixer: of(mixer) for mixer in _MIXERS}
+    return {f"{preset}-{mixer}": of(f"{preset}-{mixer}") for preset, mixer in _MODELS}
 
 
 if __name__ == "__main__":
