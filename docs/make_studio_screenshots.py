@@ -173,7 +173,8 @@ class Walk:
             "steps": self.flags.steps, "model.mixers": "ttt_linear", "data.seq_len": 256,
             "data.batch_size": 4, "data.tokenizer.kind": "bytes", "data.sources": path,
             "eval.every_steps": 50,
-            "eval.sample_prompt": "", "log.health_every_steps": 20, "checkpoint.every_steps": 100,
+            "eval.sample_prompt": "", "log.every_steps": 1,
+            "log.health_every_steps": 20, "checkpoint.every_steps": 100,
         }  # fmt: skip
         command = ["bitttt train --config=debug"]
         command += [f"--config.{key}={value}" for key, value in overrides.items()]
@@ -218,7 +219,7 @@ class Walk:
         card = self.page.locator(".card[data-kind=out_of_memory]")
         card.wait_for(timeout=_SLOW_MS)
         self.shoot("out_of_memory")
-        # Several steps may be under way at once: one half needn't be small enough.
+        # Two steps may be under way at once: one half needn't be small enough.
         for halvings in range(4):
             card.locator("[data-action=halve_batch]").click()
             self.page.locator(".applied", has_text="data.batch_size").wait_for()
