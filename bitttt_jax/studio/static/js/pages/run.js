@@ -11,6 +11,7 @@ import { on, watch } from "../events.js";
 import { t } from "../i18n.js";
 import { go, link, note } from "../router.js";
 import { Series } from "../series.js";
+import { isLive } from "../store.js";
 import { runHeader } from "../components/run_header.js";
 import { runCharts } from "../components/run_charts.js";
 import {
@@ -21,6 +22,7 @@ import {
 } from "../components/run_facts.js";
 
 const LOG_LINES = 500;
+const LINGERING_MS = 1000;
 
 export async function drawRun(main, { args: [id, tab], query }, signal) {
   setTitle(id);
@@ -111,11 +113,17 @@ async function refresh(id, view, signal) {
     get(`runs/${segment(id)}/samples`, {}, { signal }),
   ]);
   view.header.update(run);
+  // A process that ends says nothing more; only afterwards can its run be resumed.
+  if (run.alive && !isLive(run)) setTimeout(() => again(id, view, signal), LINGERING_MS);
   view.charts.describe(run);
   put(view.samples, samplesList(samples));
   put(view.checkpoints, checkpointsTable(id, run));
   put(view.config, configPanel(run), eventsTable(run.events ?? []));
   put(view.card, run.card && errorCard(run.card, (action) => act(id, run.card, action, view)));
+}
+
+function again(id, view, signal) {
+  if (!signal.aborted) refresh(id, view, signal).catch(() => {});
 }
 
 async function loadSeries(name, series, signal) {
