@@ -114,7 +114,8 @@ async function refresh(id, view, signal) {
   ]);
   view.header.update(run);
   // A process that ends says nothing more; only afterwards can its run be resumed.
-  if (run.alive && !isLive(run)) setTimeout(() => again(id, view, signal), LINGERING_MS);
+  if ((run.alive || run.can_stop) && !isLive(run))
+    setTimeout(() => again(id, view, signal), LINGERING_MS);
   view.charts.describe(run);
   put(view.samples, samplesList(samples));
   put(view.checkpoints, checkpointsTable(id, run));
