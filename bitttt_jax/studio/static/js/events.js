@@ -8,7 +8,7 @@ const GIVE_UP_AFTER = 4; // failed connections in a row, then polling
 const TYPES = ["runs", "run", "metrics", "log", "system", "job"];
 
 const target = new EventTarget();
-const watched = new Map(); // run id → how many watch it
+const watched = new Map(); // run id → cursors
 let source = null;
 let release = null; // gives this window's slot for a stream back
 let opening = false;
@@ -22,13 +22,16 @@ export function on(type, handler, signal) {
   target.addEventListener(type, (event) => handler(event.detail), { signal });
 }
 
-/** Asks for metrics and log of a run until `signal` is aborted. */
-export function watch(id, signal) {
-  watched.set(id, (watched.get(id) ?? 0) + 1);
+/**
+ * Asks for metrics and log of a run until `signal` is aborted.
+ *
+ * @param {string[]} cursors up to where they are known already, as the server's answers say it.
+ */
+export function watch(id, cursors, signal) {
+  watched.set(id, cursors);
   signal.addEventListener("abort", () => {
-    const left = watched.get(id) - 1;
-    if (left) watched.set(id, left);
-    else watched.delete(id);
+    if (watched.get(id) !== cursors) return; // another page watches it by now
+    watched.delete(id);
     restart();
   });
   restart();
@@ -54,7 +57,8 @@ function restart() {
 
 function address(path) {
   const query = new URLSearchParams([...watched.keys()].map((id) => ["run", id]));
-  if (lastId) query.set("since", lastId);
+  const known = lastId ? [lastId] : [...watched.values()].flat();
+  for (const cursor of known) query.append("since", cursor);
   return `api/${path}${query.size ? `?${query}` : ""}`;
 }
 

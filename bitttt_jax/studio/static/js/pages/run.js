@@ -11,6 +11,7 @@ import { on, watch } from "../events.js";
 import { t } from "../i18n.js";
 import { go, link, note } from "../router.js";
 import { Series } from "../series.js";
+import { isLive } from "../store.js";
 import { runHeader } from "../components/run_header.js";
 import { runCharts } from "../components/run_charts.js";
 import {
@@ -21,6 +22,7 @@ import {
 } from "../components/run_facts.js";
 
 const LOG_LINES = 500;
+const LINGERING_MS = 1000;
 
 export async function drawRun(main, { args: [id, tab], query }, signal) {
   setTitle(id);
@@ -65,32 +67,34 @@ export async function drawRun(main, { args: [id, tab], query }, signal) {
 }
 
 async function load(main, id, runs, view, signal) {
-  // First the events, then the state: what happens in between comes twice rather than not at all.
-  const early = listen(id, runs, view, signal);
-  for (const name of runs.keys()) watch(name, signal);
+  listen(id, runs, view, signal);
   try {
-    await Promise.all([
+    const reading = [...runs].map(([name, series]) => loadSeries(name, series, signal));
+    const [log, cursors] = await Promise.all([
+      get(`runs/${segment(id)}/log`, { lines: LOG_LINES }, { signal }),
+      Promise.all(reading),
       refresh(id, view, signal),
-      ...[...runs].map(([name, series]) => loadSeries(name, series, signal)),
     ]);
-    early.flush();
+    view.log.replace(log.lines);
     view.charts.draw();
-    const { lines } = await get(`runs/${segment(id)}/log`, { lines: LOG_LINES }, { signal });
-    view.log.replace(lines);
+    // From here on the events go on exactly where the answers ended.
+    [...runs.keys()].forEach((name, index) => {
+      const ends = name === id ? [cursors[index], log.cursor] : [cursors[index]];
+      watch(name, ends.filter(Boolean), signal);
+    });
   } catch (error) {
     if (error.name !== "AbortError") main.append(refusal(error));
   }
 }
 
 function listen(id, runs, view, signal) {
-  let waiting = [];
   const take = async ({ id: name, rows, reset }) => {
     if (!runs.has(name)) return;
     if (reset) await loadSeries(name, runs.get(name), signal).catch(() => {});
     else runs.get(name).append(rows);
     view.charts.draw();
   };
-  on("metrics", (data) => (waiting ? waiting.push(data) : take(data)), signal);
+  on("metrics", take, signal);
   on("log", (data) => data.id === id && view.log.append(data.lines), signal);
   let state = "";
   const changed = (run) => {
@@ -101,12 +105,6 @@ function listen(id, runs, view, signal) {
   };
   on("run", (run) => run.id === id && changed(run), signal);
   on("runs", (data) => data.runs.filter((run) => run.id === id).forEach(changed), signal);
-  const flush = () => {
-    const rows = waiting;
-    waiting = null;
-    rows.forEach(take);
-  };
-  return { flush };
 }
 
 async function refresh(id, view, signal) {
@@ -115,6 +113,9 @@ async function refresh(id, view, signal) {
     get(`runs/${segment(id)}/samples`, {}, { signal }),
   ]);
   view.header.update(run);
+  // A process that ends says nothing more; only afterwards can its run be resumed.
+  if ((run.alive || run.can_stop) && !isLive(run))
+    setTimeout(() => again(id, view, signal), LINGERING_MS);
   view.charts.describe(run);
   put(view.samples, samplesList(samples));
   put(view.checkpoints, checkpointsTable(id, run));
@@ -122,9 +123,15 @@ async function refresh(id, view, signal) {
   put(view.card, run.card && errorCard(run.card, (action) => act(id, run.card, action, view)));
 }
 
+function again(id, view, signal) {
+  if (!signal.aborted) refresh(id, view, signal).catch(() => {});
+}
+
 async function loadSeries(name, series, signal) {
-  const { tags } = await get(`runs/${segment(name)}/series`, { points: 2000 }, { signal });
+  const query = { points: 2000 };
+  const { tags, cursor } = await get(`runs/${segment(name)}/series`, query, { signal });
   series.load(tags);
+  return cursor;
 }
 
 /** Does what a button of a run's card says. */
