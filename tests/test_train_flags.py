@@ -135,3 +135,8 @@ def test_size_is_set_before_the_overrides():
 def test_sizes_that_are_refused_name_the_flag(size: str):
     with pytest.raises(ConfigError, match=f"^--size={size}: "):
         parse_train_flags(["--config=ttt_125m", f"--size={size}"])
+
+
+def test_addresses_are_no_workdirs() -> None:
+    with pytest.raises(ConfigError, match=r"--workdir=gs://bucket/run is no path.*\n.*renames"):
+        parse_train_flags(["--config=debug", "--workdir=gs://bucket/run"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -103,9 +103,7 @@ def _config(flags: Flags, overrides: Sequence[str]) -> DataConfig:
         raise ConfigError("--source and --output are needed", fix="bitttt prepare --help")
     paths = flags.source or (SourceConfig.path,)
     config = DataConfig(
-        sources=tuple(
-            SourceConfig(path=path, field=flags.field, glob=flags.glob) for path in paths
-        ),
+        sources=tuple(SourceConfig(path, flags.kind, flags.glob, flags.field) for path in paths),
         tokenizer=_tokenizer_config(flags),
         validation_fraction=flags.validation_fraction,
         on_error=flags.on_error,
@@ -132,6 +130,14 @@ def _tokenizer_config(flags: Flags) -> TokenizerConfig:
     return TokenizerConfig(kind="file", path=flags.tokenizer)
 
 
+def _counts(what: str, counters: Iterable[dict[str, int]]) -> str:
+    total: collections.Counter[str] = collections.Counter()
+    for counter in counters:
+        total.update(counter)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(total.items()))
+    return f"{what:10} {reasons or 'none'}"
+
+
 def _report(manifest: Manifest, folder: str, seconds: float) -> str:
     lines = [
         f"tokens     {Path(folder).absolute()}",
@@ -144,9 +150,13 @@ def _report(manifest: Manifest, folder: str, seconds: float) -> str:
     ]
     if not manifest.split("validation"):
         lines.append("validation no documents (whole ones are held out, by their hashes)")
-    skipped: collections.Counter[str] = collections.Counter()
-    for source in manifest.sources:
-        skipped.update(source.skipped)
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-    lines += [f"skipped    {reasons or 'none'}", f"time       {seconds:.1f} s"]
+    lines += [
+        f"{'counted':10} {part.name}: {part.predictions:,} of the tokens, in replies"
+        for part in manifest.parts
+        if part.predictions < part.tokens
+    ]
+    lines.append(_counts("skipped", (source.skipped for source in manifest.sources)))
+    if manifest.config.clean != CleanConfig():
+        lines.append(_counts("cleaned", (source.cleaned for source in manifest.sources)))
+    lines.append(f"time       {seconds:.1f} s")
     return "\n".join(lines)
