@@ -185,7 +185,8 @@ class Walk:
         self.page.fill("#run-name", _RUN)
         self.page.locator("#command", has_text=_RUN).wait_for()
         self.page.click("#estimate")
-        self.page.locator("[data-job] .badge.ok").wait_for(timeout=_SLOW_MS)
+        self.page.locator("[data-job] :is(.badge.ok, .card.bad)").wait_for(timeout=_SLOW_MS)
+        assert not self.page.locator("[data-job] .card.bad").count()
         self.shoot("new")
         self.page.click("#start-run")
 
@@ -391,6 +392,7 @@ def open_studio(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     # It runs from the folder, as an installed one would.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     env = os.environ | {"PYTHONPATH": path, "BITTTT_STUDIO_TOKEN": _TOKEN}
+    env["JAX_NUM_CPU_DEVICES"] = "1"  # of which tests have several
     with (folder / "studio.log").open("w+") as log:
         process = psutil.Popen(
             [sys.executable, "-m", "bitttt_jax", "studio", "--port=0", "--no_browser"],
