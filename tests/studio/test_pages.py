@@ -219,6 +219,27 @@ def test_form_and_command_follow_each_other(browser, url):
 
 
 @needs_browser
+def test_files_and_folders_are_uploaded(browser, tmp_path):
+    book = tmp_path / "book"
+    (book / "part").mkdir(parents=True)
+    (book / "one.txt").write_text("The first chapter.")
+    (book / "part" / "two.txt").write_text("The second chapter.")
+    (book / ".hidden").write_text("not text")
+    runs = tmp_path / "runs"
+    with open_studio(runs) as address:
+        window = Window(browser, address)
+        window.visit("data")
+        window.page.get_by_label("Choose files").set_input_files(book / "one.txt")
+        window.page.locator(".sources code", has_text="uploads/one.txt").wait_for()
+        window.page.get_by_label("Choose a folder").set_input_files(book)
+        window.page.locator(".sources code", has_text="uploads/book").wait_for()
+        window.close()
+    uploads = runs / ".studio" / "uploads"
+    names = {path.relative_to(uploads).as_posix() for path in uploads.rglob("*") if path.is_file()}
+    assert names == {"one.txt", "book/one.txt", "book/part__two.txt"}
+
+
+@needs_browser
 def test_the_keyboard_reaches_everything(browser, url):
     window = Window(browser, url)
     page = window.page

@@ -85,13 +85,25 @@ export function dropZone(onuploaded, signal) {
     onchange: () => take(input.files),
     "aria-label": t("upload.choose"),
   });
+  const folderInput = h("input", {
+    type: "file",
+    webkitdirectory: true,
+    class: "visually-hidden",
+    onchange: () => takeFolder(folderInput.files),
+    "aria-label": t("upload.folder"),
+  });
   const zone = h(
     "div",
     { class: "drop" },
     icon("export"),
     h("p", {}, t("upload.drop")),
     h("p", { class: "faint" }, t("upload.kinds")),
-    h("label", { class: "button" }, t("upload.choose"), input),
+    h(
+      "div",
+      { class: "row" },
+      h("label", { class: "button" }, t("upload.choose"), input),
+      h("label", { class: "button" }, t("upload.folder"), folderInput),
+    ),
   );
   const over = (event) => (event.preventDefault(), zone.classList.add("over"));
   zone.addEventListener("dragover", over);
@@ -102,10 +114,27 @@ export function dropZone(onuploaded, signal) {
     take(event.dataTransfer.files);
   });
   async function take(files) {
-    for (const file of files) await send(file); // one after the other: a disk has one head
+    // One after the other: a disk has one head.
+    for (const file of files) {
+      const answer = await send(file, `uploads/${segment(file.name)}`);
+      if (answer) onuploaded(answer);
+    }
     input.value = "";
   }
-  async function send(file) {
+  async function takeFolder(files) {
+    let path = "";
+    for (const file of files) {
+      const [folder, ...parts] = file.webkitRelativePath.split("/");
+      if (parts.some((part) => part.startsWith("."))) continue;
+      // A folder of the uploads holds files only.
+      const name = segment(parts.join("__"));
+      const answer = await send(file, `uploads/${name}?folder=${segment(folder)}`);
+      if (answer) path = answer.path.slice(0, answer.path.lastIndexOf("/"));
+    }
+    if (path) onuploaded({ path });
+    folderInput.value = "";
+  }
+  async function send(file, place) {
     const controller = new AbortController();
     const leave = () => controller.abort();
     signal.addEventListener("abort", leave);
@@ -131,16 +160,13 @@ export function dropZone(onuploaded, signal) {
       put(words, `${bytes(sent)} / ${bytes(total)} · ${percent(total ? sent / total : 1, 0)}`);
     };
     try {
-      onuploaded(
-        await upload(`uploads/${segment(file.name)}`, file, {
-          onprogress,
-          signal: controller.signal,
-        }),
-      );
+      const answer = await upload(place, file, { onprogress, signal: controller.signal });
       line.remove();
+      return answer;
     } catch (error) {
       if (error.name === "AbortError") line.remove();
       else showRefusal(problem, error);
+      return null;
     } finally {
       signal.removeEventListener("abort", leave);
     }
