@@ -28,7 +28,7 @@ from bitttt_jax.errors import ConfigError, run_main
 _COUNTS = (1, 16)
 # Presets and mixers: small ones, of which a step takes the host as long as the device, and one
 # whose steps wait for memory, so that rows share what they wait for.
-_MODELS = (("quickstart", "ttt_linear"), ("quickstart", "attention"), ("bitnet_700m", "attention"))
+_MODELS = (("quickstart", "ttt_linear"), ("quickstart", "attention"), ("bitnet_2b4t", "attention"))
 # What is kept for other prompts is full soon, so that growth is a leak.
 _SOAK_FLAGS = ("--reuse=16",)
 _NAMES = ("first_s", "token_s", "tokens_per_s")
