@@ -73,7 +73,7 @@ def parse_train_flags(argv: Sequence[str]) -> TrainFlags:
     Raises:
       ConfigError: an unknown or malformed flag, key or value; or an unloadable configuration.
     """
-    overrides, rest = _split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     if any(arg in ("-h", "--help") for arg in rest):
         _print_help(next((arg[9:] for arg in rest if arg.startswith("--config=")), ""))
     values = _parse_launcher_flags(rest)
@@ -210,8 +210,15 @@ def _check_processes(values: flags.FlagValues) -> None:
         )
 
 
-def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates overrides, also those written `--config.KEY VALUE`, from the other arguments."""
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates overrides from the other arguments.
+
+    Args:
+      argv: arguments of a training.
+
+    Returns:
+      `--config.KEY=VALUE` each, also of those written `--config.KEY VALUE`; and the rest.
+    """
     overrides, rest = [], []
     args = iter(argv)
     for arg in args:

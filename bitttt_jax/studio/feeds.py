@@ -6,6 +6,7 @@ them from there; one that comes back from further behind reads the rest of the f
 
 from __future__ import annotations
 
+import abc
 import json
 import threading
 import zlib
@@ -31,7 +32,7 @@ class Part(NamedTuple):
     """JSON of the event."""
 
 
-class Feed:
+class Feed(abc.ABC):
     """A file of a run that grows.
 
     Args:
@@ -89,6 +90,7 @@ class Feed:
         end, content = found
         return Part(position, end, json.dumps(finite(content), allow_nan=False))
 
+    @abc.abstractmethod
     def content(self, start: Position, *, reset: bool) -> tuple[Position, dict[str, Any]] | None:
         """What the event after a position says, and where the next one begins.
 
@@ -96,7 +98,6 @@ class Feed:
           start: the position.
           reset: whether the file isn't the one that was read before.
         """
-        raise NotImplementedError
 
 
 class MetricsFeed(Feed):

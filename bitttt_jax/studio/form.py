@@ -27,7 +27,7 @@ from bitttt_jax.config_loading import (
 )
 from bitttt_jax.errors import ConfigError
 from bitttt_jax.studio.paths import confine
-from bitttt_jax.train_flags import parse_train_flags
+from bitttt_jax.train_flags import parse_train_flags, split_overrides
 
 Values = dict[str, Any]
 Problem = dict[str, Any]
@@ -121,7 +121,8 @@ def check_command(command: str, roots: Sequence[Path]) -> Checked:
     Raises:
       ConfigError: it isn't one, or what it says besides `--config.KEY=VALUE` is wrong.
     """
-    flags, given = _split(_arguments(command))
+    given, flags = split_overrides(_arguments(command))
+    _check_flags(flags)
     for spec in _specs(flags):
         _load(spec, roots)
     # The flags as a run would read them; the values apart, to name what is wrong with each.
@@ -211,22 +212,12 @@ def _arguments(command: str) -> list[str]:
     )
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags of the launcher, and overrides with their values."""
-    flags, given = [], []
-    words = iter(arguments)
-    for word in words:
+def _check_flags(flags: Sequence[str]) -> None:
+    """Refuses flags of the launcher that print, or read files."""
+    for word in flags:
         name = word.lstrip("-").partition("=")[0]
         if word.startswith("-") and name in _REFUSED_FLAGS:
             raise ConfigError(f"--{name} isn't for the form")
-        if not word.startswith(FLAG_PREFIX):
-            flags.append(word)
-        elif "=" in word:
-            given.append(word)
-        else:
-            value = next(words, None)
-            given.append(word if value is None else f"{word}={value}")
-    return flags, given
 
 
 def _specs(flags: Sequence[str]) -> list[str]:

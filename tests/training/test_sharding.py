@@ -21,7 +21,8 @@ from bitttt_jax.training.setup import Compiled, compile_steps, new_state
 from tests.kernels import needs_kernels
 from tests.training.samples import BATCH, LENGTH, make_batch, make_config, masked
 
-STEPS = 6
+STEPS = 8
+PARTLY_COUNTED = (1, 4)
 ONE = (1, 1, 1)
 
 
@@ -40,7 +41,9 @@ def train(config: TrainConfig, axes: tuple[int, int, int]) -> tuple[np.ndarray, 
     results = []
     for seed in range(STEPS):
         # In some, rows and devices differ in how many of their predictions count.
-        batch = masked(make_batch(seed), seed) if seed % 3 == 1 else make_batch(seed)
+        batch = make_batch(seed)
+        if seed in PARTLY_COUNTED:
+            batch = masked(batch, seed)
         state, metrics = steps.train_step(state, steps.train_feed.to_devices(batch))
         results.append((float(metrics.loss), float(metrics.grad_norm)))
     sums = steps.eval_step(state.params, steps.eval_feed.to_devices(masked(make_batch(99), 99)))
@@ -57,7 +60,7 @@ def assert_same_training(
     np.testing.assert_allclose(norms, expected_norms, rtol=1e-3)
     np.testing.assert_array_equal(sums.tokens_BP, expected_sums.tokens_BP)
     np.testing.assert_allclose(sums.loss_BP, expected_sums.loss_BP, rtol=1e-3, atol=1e-6)
-    assert expected_losses[-1] < expected_losses[0] - 0.1
+    assert expected_losses[-1] < expected_losses[0] - 0.2
 
 
 def wide(*mixers: str, **optim: Any) -> TrainConfig:
