@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
+from bitttt_jax import errors
 from bitttt_jax.config import TrainConfig
 from bitttt_jax.config_loading import describe
+from bitttt_jax.runs.failures import INTERRUPTED
 from tests.studio.browser import (
     FLAGS,
     HOSTILE,
@@ -101,6 +104,14 @@ def test_every_string_is_used():
     whole = set(re.findall(r'"([a-z][\w.-]+)"', texts))
     beginnings = tuple(set(re.findall(r"`([\w.]+)\$\{", texts)))
     assert [key for key in words("en") if key not in whole and not key.startswith(beginnings)] == []
+
+
+def test_every_kind_of_failure_is_explained():
+    classes = (error for error in vars(errors).values() if isinstance(error, type))
+    kinds = {error.kind for error in classes if issubclass(error, errors.BittttError)} - {"error"}
+    kinds |= {"unexpected", INTERRUPTED, "killed", "lost", "not_responding", "missing_extra"}
+    needed = {f"card.{part}.{kind}" for part in ("kind", "means") for kind in kinds}
+    assert needed <= set(words("en"))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -317,22 +328,19 @@ def test_many_devices_stay_readable(browser, url, count):
 # --- the whole way -------------------------------------------------------------------------------
 
 
-def screenshots() -> ModuleType:
-    path = ROOT / "docs" / "make_studio_screenshots.py"
-    spec = importlib.util.spec_from_file_location("make_studio_screenshots", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
 @needs_browser
 @pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_whole_way_on_a_fresh_folder(tmp_path: Path, language: str):
-    arguments = [f"--images={tmp_path}", "--languages", language, "--steps=120"]
-    assert screenshots().main(arguments) == 0
+    script = ROOT / "docs" / "make_studio_screenshots.py"
+    flags = [f"--images={tmp_path}", "--languages", language, "--steps=120"]
+    done = subprocess.run(
+        [sys.executable, script, *flags],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert {
         path.name for path in (ROOT / "docs" / "images" / "studio").glob(f"*.{language}.png")
     } <= {path.name for path in tmp_path.glob("*.png")}

@@ -34,6 +34,8 @@ function notice(what, why, fix) {
  */
 export function errorCard(card, act) {
   const heading = translated(`card.kind.${card.kind}`, card.kind);
+  // The words of the program are English; this much is said in the reader's language too.
+  const means = translated(`card.means.${card.kind}`, "");
   const actions = (card.actions ?? []).map((action, index) =>
     button(actionLabel(action), () => act(action), {
       class: index === 0 ? "primary" : "",
@@ -45,6 +47,7 @@ export function errorCard(card, act) {
     { class: "card bad", role: "alert", "aria-label": heading, dataset: { kind: card.kind } },
     h("p", { class: "eyebrow" }, heading),
     h("h2", {}, card.title),
+    means && h("p", {}, means),
     card.why && h("p", {}, card.why),
     card.detail && card.detail !== card.why && h("p", { class: "small soft mono" }, card.detail),
     card.hints?.length > 0 &&
