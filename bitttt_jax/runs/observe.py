@@ -19,7 +19,7 @@ RunState = State | Literal["queued", "lost"]
 
 SILENT_SECONDS = 60.0
 """After this long without a heartbeat a living process counts as not responding."""
-STUCK_SECONDS, _STUCK_STEPS = 120.0, 20
+STUCK_SECONDS, STUCK_STEPS = 120.0, 20
 """After this long in a step, and this many usual ones, so does one whose heart beats."""
 
 
@@ -123,6 +123,17 @@ def _silent(status: RunStatus) -> Explanation:
     )
 
 
+def is_stuck(state: str, seconds: float, usual: float) -> bool:
+    """Whether a run doesn't get on, though its process is well.
+
+    Args:
+      state: the run's.
+      seconds: since its step last changed.
+      usual: what a step takes, 0 if unknown.
+    """
+    return state == "running" and seconds > max(STUCK_SECONDS, STUCK_STEPS * usual)
+
+
 def explain_stuck(seen: Observation, seconds: float, usual: float) -> Explanation | None:
     """Says that a run whose process is well doesn't get on; None if it does.
 
@@ -131,7 +142,7 @@ def explain_stuck(seen: Observation, seconds: float, usual: float) -> Explanatio
       seconds: since its step last changed.
       usual: what a step takes, 0 if unknown.
     """
-    if seen.state != "running" or seconds <= max(STUCK_SECONDS, _STUCK_STEPS * usual):
+    if not is_stuck(seen.state, seconds, usual):
         return None
     usually = f", where one usually takes {format_duration(usual)}" if usual else ""
     return Explanation(

@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from bitttt_jax.runs.directory import saved_steps
+from bitttt_jax.runs.observe import SILENT_SECONDS, is_stuck
 from bitttt_jax.runs.status import RunStatus, read_status
 from bitttt_jax.studio import run_files
 from bitttt_jax.studio.errors import RequestError
 from bitttt_jax.studio.processes import Job, JobState, job_state, load_jobs, stop_request
 
-SILENT_SECONDS = 60.0
-"""Without a heartbeat for this long, a living run doesn't respond."""
-STUCK_SECONDS = 300.0
-"""Without a step for this long, and for twenty times the usual step, a running one doesn't."""
-
-_STUCK_STEPS = 20
 _DEPTH = 4
 _SIZES_A_SCAN = 4
 _SAME_START_SECONDS = 2.0
@@ -231,7 +226,7 @@ class RunStore:
             return True
         stuck = self._age(f"{id}\0step", status.step, folder / "metrics.jsonl")
         usual = self._file(id).step_seconds
-        return status.state == "running" and stuck > max(STUCK_SECONDS, _STUCK_STEPS * usual)
+        return is_stuck(status.state, stuck, usual)
 
     # --- JSON -------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import pytest
 
 from bitttt_jax import train
 from bitttt_jax.errors import ExitCode
+from tests.tiny import TINY
 
 
 @pytest.fixture(scope="session")
@@ -26,24 +27,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> P
     (folder / "text").mkdir()
     for n, text in enumerate(texts):
         (folder / "text" / f"{n:02}.txt").write_text(text, encoding="utf-8")
-    overrides = {
-        "steps": 4,
-        "data.sources": folder / "text",
-        "data.validation_fraction": 0.4,
-        "data.seq_len": 32,
-        "model.dim": 16,
-        "model.mlp_dim": 32,
-        "model.num_layers": 1,
-        "model.mixers": "ttt_linear",
-        "model.compute_dtype": "float32",
-        "model.ttt.mini_batch": 8,
-        "optim.warmup_steps": 1,
-        "checkpoint.every_steps": 2,
-        "eval.every_steps": 0,
-        "eval.sample_prompt": "",
-        "log.health_every_steps": 0,
-        "log.tensorboard": False,
-    }
+    overrides = TINY | {"data.sources": folder / "text", "log.tensorboard": False}
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     run = folder / "run"
     assert train.main(["--config=debug", f"--workdir={run}", *flags]) == ExitCode.OK

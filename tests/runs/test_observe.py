@@ -15,7 +15,7 @@ import pytest
 
 from bitttt_jax.errors import DivergedError
 from bitttt_jax.runs.directory import RunDirectory
-from bitttt_jax.runs.observe import SILENT_SECONDS, explain, observe
+from bitttt_jax.runs.observe import SILENT_SECONDS, STUCK_SECONDS, explain, is_stuck, observe
 from bitttt_jax.runs.status import RunStatus
 
 RUN = """
@@ -124,3 +124,11 @@ def test_a_failure_without_a_proper_error_file(run: RunDirectory, content: str |
         run.error_path.write_text(content)
     told = explain(run, observe(run))
     assert told is not None and told.kind == "data" and "exit code 5" in told.title
+
+
+def test_a_step_is_stuck_after_many_usual_ones():
+    assert is_stuck("running", STUCK_SECONDS + 1, usual=0)
+    assert is_stuck("running", STUCK_SECONDS + 1, usual=STUCK_SECONDS / 20)
+    assert not is_stuck("running", STUCK_SECONDS + 1, usual=60)  # a step of minutes takes minutes
+    assert not is_stuck("running", STUCK_SECONDS - 1, usual=0)
+    assert not is_stuck("saving", 10 * STUCK_SECONDS, usual=1)

@@ -23,6 +23,7 @@ from bitttt_jax import train
 from bitttt_jax.studio.app import Studio, make_app
 from bitttt_jax.studio.processes import job_state, load_jobs, stop_job
 from bitttt_jax.studio.security import Policy
+from tests.tiny import TINY
 
 TOKEN = "t0ken"
 HEADERS = {"authorization": f"Bearer {TOKEN}", "origin": "http://127.0.0.1"}
@@ -115,25 +116,6 @@ def wait_until(condition: Callable[[], Any], seconds: float = _DEADLINE_SECONDS)
     return found
 
 
-_TINY = {
-    "steps": 4,
-    "data.validation_fraction": 0.4,
-    "data.seq_len": 32,
-    "model.dim": 16,
-    "model.mlp_dim": 32,
-    "model.num_layers": 1,
-    "model.mixers": "ttt_linear",
-    "model.compute_dtype": "float32",
-    "model.ttt.mini_batch": 8,
-    "optim.warmup_steps": 1,
-    "checkpoint.every_steps": 2,
-    "eval.every_steps": 0,
-    "eval.sample_prompt": "",
-    "log.every_steps": 1,
-    "log.health_every_steps": 0,
-}
-
-
 @functools.cache
 def tiny_run() -> Path:
     """A run that was trained for a few steps, with checkpoints of steps 2 and 4; not to be changed.
@@ -147,7 +129,7 @@ def tiny_run() -> Path:
         (folder / "text" / f"{n:02}.txt").write_text(
             f"{n}: " + "def return naïve 日本語\n" * n + "x"
         )
-    values = _TINY | {"data.sources": folder / "text"}
+    values = TINY | {"data.sources": folder / "text", "log.every_steps": 1}
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     assert train.main(["--config=debug", f"--workdir={folder / 'run'}", *flags]) == 0
     return folder / "run"
