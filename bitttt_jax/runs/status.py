@@ -24,6 +24,8 @@ State = Literal[
     "finished", "stopped", "failed",
 ]  # fmt: skip
 HEARTBEAT_SECONDS = 2.0
+SAME_PROCESS_SECONDS = 1.0
+"""By so much the start of one process may seem to differ between two looks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +65,17 @@ class RunStatus:
         """Whether the process that wrote this still runs; None if it is on another host."""
         if self.host != socket.gethostname():
             return None
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.create_time) < 1.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except (psutil.NoSuchProcess, ValueError, OverflowError):
-            return False
+        return same_process(self.pid, self.create_time) is not None
+
+
+def same_process(pid: int, create_time: float) -> psutil.Process | None:
+    """The running process with a pid, if it started at that time; None if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - create_time) < SAME_PROCESS_SECONDS
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return None
 
 
 def read_status(path: Path) -> RunStatus | None:

@@ -23,12 +23,12 @@ from typing import Any, Literal
 import psutil
 
 from bitttt_jax.runs.files import write_atomically
+from bitttt_jax.runs.status import SAME_PROCESS_SECONDS, same_process
 
 Kind = Literal["train", "prepare", "convert", "serve", "estimate", "tokenize", "tensorboard"]
 
 _TERM_SECONDS = 5.0
 _KILL_SECONDS = 5.0
-_SAME_PROCESS_SECONDS = 1.0
 _SECRETS = ("BITTTT_STUDIO_TOKEN",)
 
 # Children of this process, to be waited for when they end; the other jobs have another parent.
@@ -243,16 +243,6 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def same_process(pid: int, create_time: float) -> psutil.Process | None:
-    """The running process with a pid, if it started at that time; None if it is gone."""
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - create_time) < _SAME_PROCESS_SECONDS
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (psutil.NoSuchProcess, ValueError, OverflowError):
-        return None
-
-
 def _process(job: Job) -> psutil.Process | None:
     return same_process(job.pid, job.create_time)
 
@@ -263,7 +253,7 @@ def _members(job: Job) -> list[psutil.Process]:
     found = {process.pid: process for process in (tree(first) if first else [])}
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            newer = process.create_time() >= job.create_time - _SAME_PROCESS_SECONDS
+            newer = process.create_time() >= job.create_time - SAME_PROCESS_SECONDS
             zombie = process.status() == psutil.STATUS_ZOMBIE
             if os.getsid(process.pid) == job.pid and newer and not zombie:
                 found.setdefault(process.pid, process)

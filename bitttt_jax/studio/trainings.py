@@ -15,12 +15,12 @@ import psutil
 from bitttt_jax.config import TrainConfig
 from bitttt_jax.config_loading import apply_overrides, from_json, load_config, to_json
 from bitttt_jax.runs.files import write_atomically
+from bitttt_jax.runs.status import same_process
 from bitttt_jax.studio import form
 from bitttt_jax.studio.errors import RequestError
 from bitttt_jax.studio.paths import check_name
 from bitttt_jax.studio.processes import (
     Job,
-    same_process,
     start_job,
     stop_job,
     stop_processes,
