@@ -24,9 +24,18 @@ HANDLERS = (
     "attention_handlers.cc",
     "memory_handlers.cc",
     "norm_handlers.cc",
+    "gate_handlers.cc",
     "product_handlers.cc",
 )
-FLOAT = ("ttt_linear.cc", "ttt_mlp.cc", "convolution.cc", "attention.cc", "norm.cc", "product.cc")
+FLOAT = (
+    "ttt_linear.cc",
+    "ttt_mlp.cc",
+    "convolution.cc",
+    "attention.cc",
+    "norm.cc",
+    "gate.cc",
+    "product.cc",
+)
 BYTES = ("packed.cc", "table.cc", "grouped.cc")
 BOTH = (*FLOAT, *BYTES)
 AVX2 = ["-mavx2", "-mfma"]

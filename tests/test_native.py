@@ -84,7 +84,7 @@ def test_other_instruction_sets(instruction_set):
     code = f"""
 from bitttt_jax import native
 from tests import test_native as checks
-from tests.ops import test_attention, test_norm, test_tables
+from tests.ops import test_attention, test_gate, test_norm, test_tables
 from tests.ternary import test_matmul
 if native.instruction_set() == {instruction_set!r}:
     for shape in checks.TTT_SHAPES[:4]:
@@ -103,6 +103,8 @@ if native.instruction_set() == {instruction_set!r}:
             test_attention.test_the_native_kernel_reads_int8_as_xla_does(*shape, dtype)
         for shape in test_norm.SHAPES:
             test_norm.test_the_native_kernel_normalises_as_xla_does(shape, dtype)
+        for activation in test_gate.REFERENCES:
+            test_gate.test_numpy_agrees(activation, "cpu", dtype, (3, 1, 48))
 print(native.instruction_set())
 """
     done = subprocess.run(

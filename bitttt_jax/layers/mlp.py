@@ -9,6 +9,7 @@ from bitttt_jax.config import ModelConfig
 from bitttt_jax.layers.bitlinear import BitLinear, apply_together
 from bitttt_jax.layers.inputs import Anneal
 from bitttt_jax.layers.norm import RMSNorm
+from bitttt_jax.ops.gate import gated
 
 
 class GatedMLP(nn.Module):
@@ -22,8 +23,7 @@ class GatedMLP(nn.Module):
         config, ternary = self.config, self.config.ternary.mlp
         wide = lambda name: BitLinear(config, config.mlp_dim, ternary, name=name)
         gate, up = apply_together((wide("gate"), wide("up")), x_BTD, anneal.quantization)
-        gated = jax.nn.silu(gate) if config.mlp == "swiglu" else jax.nn.relu(gate) ** 2
-        hidden = gated * up
+        hidden = gated(gate, up, "silu" if config.mlp == "swiglu" else "relu2")
         if config.norm_placement == "subln":
             hidden = RMSNorm(config.norm_eps, name="sub_norm")(hidden)
         down = BitLinear(config, config.dim, ternary, "rows", name="down")

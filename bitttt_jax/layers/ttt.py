@@ -13,6 +13,7 @@ from bitttt_jax.layers.bitlinear import BitLinear, apply_together
 from bitttt_jax.layers.convolution import CausalConvolution
 from bitttt_jax.layers.inputs import Anneal, Sequence
 from bitttt_jax.layers.norm import LayerNorm, RMSNorm
+from bitttt_jax.ops.gate import gated
 from bitttt_jax.ops.precision import widen
 from bitttt_jax.ops.rope import rope
 from bitttt_jax.ttt import inner, scan
@@ -121,7 +122,7 @@ class TTT(nn.Module):
         mixed = mixed.reshape(*x_BTD.shape[:2], width).astype(x_BTD.dtype)
         mixed = LayerNorm(inner.NORM_EPS, name="post_norm")(mixed)
         if has_gate:
-            mixed = jax.nn.gelu(projected["gate"], approximate=True) * mixed
+            mixed = gated(projected["gate"], mixed, "gelu")
         if config.norm_placement == "subln":
             mixed = RMSNorm(config.norm_eps, name="sub_norm")(mixed)
         output = BitLinear(config, config.dim, ternary, "rows", name="output")

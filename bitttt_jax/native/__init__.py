@@ -35,6 +35,7 @@ _TARGETS = (
     "cached_attention",
     "read_memory",
     "rms_norm",
+    "gate",
     "few_rows_matmul",
     "int8_rows_matmul",
 )

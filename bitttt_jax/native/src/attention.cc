@@ -8,6 +8,7 @@ namespace {
 
 constexpr int64_t kSlots = 64;      // that are looked at together: their values stay in the cache
 constexpr int64_t kSlotsAhead = 6;  // of their use, the first keys are fetched from memory
+constexpr int64_t kSlotsNext = 2;   // ahead, keys are fetched into the nearest cache
 constexpr float kNothing = -3e38f;  // below every score
 
 struct Seen {
@@ -48,11 +49,18 @@ struct Ahead {
 // Heads of a slot's scores lie side by side: as many as fill vectors.
 inline int64_t score_stride(int64_t heads) { return (heads + LANES - 1) / LANES * LANES; }
 
-// Scores of some queries of a group with one key.
+// Scores of some queries of a group with one key. Meanwhile a key that is in the second cache comes
+// into the nearest, and the value of the same slot from memory: line by line, since many fetches
+// at once would hold up the loads between them.
 template <int kCount, typename C>
-inline void score(const C* key, int64_t width, const float* query, float* scores) {
+inline void score(const C* key, const C* next_key, const C* value, int64_t width,
+                  const float* query, float* scores) {
   Vector products[kCount] = {};
   for (int64_t d = 0; d < width; d += LANES) {
+    if (d * sizeof(C) % 64 == 0) {
+      __builtin_prefetch(value + d, 0, 2);
+      __builtin_prefetch(next_key + d, 0, 3);
+    }
     const Vector values = load(key + d);
     for (int r = 0; r < kCount; ++r) products[r] += load(query + r * width + d) * values;
   }
@@ -64,8 +72,7 @@ inline void score(const C* key, int64_t width, const float* query, float* scores
   }
 }
 
-// The scores of all heads with the keys that are seen, slot by slot as they lie. Meanwhile
-// the slots' values come from memory.
+// The scores of all heads with the keys that are seen, slot by slot as they lie.
 template <typename T, typename C>
 void score_all(const Attention<T, C>& a, const Seen& seen, const float* query, float* scores) {
   const int64_t slot_size = a.groups * a.width, stride = score_stride(a.groups * a.queries);
@@ -75,14 +82,16 @@ void score_all(const Attention<T, C>& a, const Seen& seen, const float* query, f
       fetch(a.key + seen.slot[i + kSlotsAhead] * slot_size, slot_size);
     }
     for (int64_t g = 0; g < a.groups; ++g) {
-      const C* key = a.key + slot * slot_size + g * a.width;
-      fetch(a.value + slot * slot_size + g * a.width, a.width);
+      const int64_t at = slot * slot_size + g * a.width;
+      const C *key = a.key + at, *next_key = key + kSlotsNext * slot_size, *value = a.value + at;
       int64_t r = g * a.queries;
       const int64_t end = r + a.queries;
       for (; r + 4 <= end; r += 4) {
-        score<4>(key, a.width, query + r * a.width, scores + i * stride + r);
+        score<4>(key, next_key, value, a.width, query + r * a.width, scores + i * stride + r);
       }
-      for (; r < end; ++r) score<1>(key, a.width, query + r * a.width, scores + i * stride + r);
+      for (; r < end; ++r) {
+        score<1>(key, next_key, value, a.width, query + r * a.width, scores + i * stride + r);
+      }
       if constexpr (sizeof(C) == 1) {
         const float scale = a.key_scale[slot * a.groups + g];
         for (r = g * a.queries; r < end; ++r) scores[i * stride + r] *= scale;
@@ -194,9 +203,34 @@ void attend(const Attention<T, C>& a) {
   }
 }
 
+template <typename T>
+void combine(const float* results, int64_t parts, int64_t heads, int64_t width, T* output) {
+  const int64_t size = heads * (width + 2);
+  for (int64_t h = 0; h < heads; ++h, output += width) {
+    float most = kNothing;
+    for (int64_t p = 0; p < parts; ++p) {
+      most = results[p * size + h] > most ? results[p * size + h] : most;
+    }
+    Vector weights[kMostParts], total = {};
+    for (int64_t p = 0; p < parts; ++p) {
+      weights[p] = exp_of_negative(splat(results[p * size + h] - most));
+      total += weights[p] * results[p * size + heads + h];
+    }
+    const Vector inverse = total > Vector{} ? splat(1.0f) / total : Vector{};
+    for (int64_t d = 0; d < width; d += LANES) {
+      Vector sum = {};
+      for (int64_t p = 0; p < parts; ++p) {
+        sum += weights[p] * load(results + p * size + 2 * heads + h * width + d);
+      }
+      store(output + d, sum * inverse);
+    }
+  }
+}
+
 }  // namespace
 
-extern const AttentionTable TABLE(attention) = {attend<float, float>, attend<uint16_t, uint16_t>,
-                                                attend<float, int8_t>, attend<uint16_t, int8_t>};
+extern const AttentionTable TABLE(attention) = {attend<float, float>,  attend<uint16_t, uint16_t>,
+                                                attend<float, int8_t>, attend<uint16_t, int8_t>,
+                                                combine<float>,        combine<uint16_t>};
 
 }  // namespace bitttt

@@ -1,9 +1,6 @@
 // What XLA calls for attention to a cache: checks the shapes, spreads groups of heads and parts of
 // the cache over the threads, and puts the parts together.
 
-#include <cmath>
-
-#include "half.h"
 #include "kernels.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
@@ -14,7 +11,7 @@ namespace bitttt {
 namespace {
 
 // Of a token's work; several tokens are divided into fewer parts each.
-constexpr int64_t kLeastSlots = 64, kMostParts = 8, kTasks = 16;
+constexpr int64_t kLeastSlots = 64, kTasks = 16;
 
 struct Sizes {
   int64_t B, T, H, K, S, G;
@@ -24,22 +21,6 @@ struct Sizes {
   }
   int64_t part_floats() const { return H * (K + 2); }
 };
-
-// Puts the parts of a token's head together.
-template <typename T>
-void combine(const Sizes& z, const float* results, int64_t head, T* output) {
-  const int64_t size = z.part_floats();
-  float most = results[head], total = 0, sums[kMostWidth] = {};
-  for (int64_t p = 1; p < z.parts(); ++p) most = std::max(most, results[p * size + head]);
-  for (int64_t p = 0; p < z.parts(); ++p) {
-    const float* part = results + p * size;
-    const float weight = std::exp(part[head] - most);
-    total += weight * part[z.H + head];
-    for (int64_t d = 0; d < z.K; ++d) sums[d] += weight * part[2 * z.H + head * z.K + d];
-  }
-  const float inverse = total > 0 ? 1 / total : 0;
-  for (int64_t d = 0; d < z.K; ++d) narrow(sums[d] * inverse, output + d);
-}
 
 // What is cached: [B, S, G, K], and scales [B, S, G] where C is int8_t.
 template <typename C>
@@ -52,7 +33,8 @@ struct Cached {
 template <typename T, typename C>
 ffi::Error attend_all(ffi::ThreadPool& pool, const Sizes& z, int32_t window, const T* query,
                       const int32_t* query_position, const Cached<C>& cached, float* workspace,
-                      T* output, void (*attend)(const Attention<T, C>&)) {
+                      T* output, void (*attend)(const Attention<T, C>&),
+                      void (*combine)(const float*, int64_t, int64_t, int64_t, T*)) {
   const int64_t parts = z.parts(), slots = (z.S + parts - 1) / parts;
   run_all(
       pool, z.B * z.T * parts,
@@ -69,10 +51,8 @@ ffi::Error attend_all(ffi::ThreadPool& pool, const Sizes& z, int32_t window, con
       },
       Wait::kActively);
   for (int64_t token = 0; token < z.B * z.T; ++token) {
-    const float* results = workspace + token * parts * z.part_floats();
-    for (int64_t head = 0; head < z.H; ++head) {
-      combine(z, results, head, output + (token * z.H + head) * z.K);
-    }
+    combine(workspace + token * parts * z.part_floats(), parts, z.H, z.K,
+            output + token * z.H * z.K);
   }
   return ffi::Error::Success();
 }
@@ -108,7 +88,7 @@ ffi::Error cached_attention(ffi::ThreadPool pool, int64_t window, ffi::AnyBuffer
     }
     scale[i] = some->typed_data();
   }
-  const auto run = [&](auto type, auto cached_type, auto attend) {
+  const auto run = [&](auto type, auto cached_type, auto attend, auto combine) {
     using T = decltype(type);
     using C = decltype(cached_type);
     const Cached<C> cached = {static_cast<const C*>(key.untyped_data()),
@@ -117,19 +97,20 @@ ffi::Error cached_attention(ffi::ThreadPool pool, int64_t window, ffi::AnyBuffer
     return attend_all<T, C>(pool, z, static_cast<int32_t>(window),
                             static_cast<const T*>(query.untyped_data()),
                             query_position.typed_data(), cached, workspace->typed_data(),
-                            static_cast<T*>(output->untyped_data()), attend);
+                            static_cast<T*>(output->untyped_data()), attend, combine);
   };
   const AttentionTable& table = kernels().attention;
   const auto has_types = [&](ffi::DataType of_query, ffi::DataType of_cache) {
     return query.element_type() == of_query && key.element_type() == of_cache &&
            value.element_type() == of_cache;
   };
-  if (has_types(ffi::F32, ffi::F32)) return run(float{}, float{}, table.attend);
+  if (has_types(ffi::F32, ffi::F32)) return run(float{}, float{}, table.attend, table.combine);
   if (has_types(ffi::BF16, ffi::BF16) || has_types(ffi::BF16, ffi::U16)) {
-    return run(uint16_t{}, uint16_t{}, table.attend_bfloat16);
+    return run(uint16_t{}, uint16_t{}, table.attend_bfloat16, table.combine_bfloat16);
   }
-  if (has_types(ffi::F32, ffi::S8)) return run(float{}, int8_t{}, table.attend_int8);
-  if (has_types(ffi::BF16, ffi::S8)) return run(uint16_t{}, int8_t{}, table.attend_bfloat16_int8);
+  if (has_types(ffi::F32, ffi::S8)) return run(float{}, int8_t{}, table.attend_int8, table.combine);
+  if (has_types(ffi::BF16, ffi::S8))
+    return run(uint16_t{}, int8_t{}, table.attend_bfloat16_int8, table.combine_bfloat16);
   return wrong("attention: types that the kernel doesn't take");
 }
 

@@ -35,6 +35,7 @@ Kernels choose_kernels() {
             convolution_avx512,
             attention_avx512,
             norm_avx512,
+            gate_avx512,
             product_avx512,
             packed,
             table,
@@ -65,17 +66,17 @@ Kernels choose_kernels() {
   if (avx512 && wanted("avx512")) return with("avx512", packed_avx2, table_avx2, grouped_avx2);
 #if !defined(WITHOUT_AVXVNNI)
   if (avx2 && has_feature(1, 0, 4) && wanted("avxvnni")) {
-    return {"avxvnni", ttt_linear_avx2, ttt_mlp_avx2,   convolution_avx2, attention_avx2,
-            norm_avx2, product_avx2,    packed_avxvnni, table_avxvnni,    grouped_avxvnni};
+    return {"avxvnni", ttt_linear_avx2, ttt_mlp_avx2,   convolution_avx2, attention_avx2, norm_avx2,
+            gate_avx2, product_avx2,    packed_avxvnni, table_avxvnni,    grouped_avxvnni};
   }
 #endif
   if (avx2 && wanted("avx2")) {
-    return {"avx2",    ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2, attention_avx2,
-            norm_avx2, product_avx2,    packed_avx2,  table_avx2,       grouped_avx2};
+    return {"avx2",    ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2, attention_avx2, norm_avx2,
+            gate_avx2, product_avx2,    packed_avx2,  table_avx2,       grouped_avx2};
   }
   return {"baseline",         ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline,
-          attention_baseline, norm_baseline,       product_baseline, packed_baseline,
-          table_baseline,     grouped_baseline};
+          attention_baseline, norm_baseline,       gate_baseline,    product_baseline,
+          packed_baseline,    table_baseline,      grouped_baseline};
 }
 
 #else
@@ -88,13 +89,13 @@ Kernels choose_kernels() {
   const bool has_dot_products = true;
 #endif
   if (has_dot_products) {
-    return {"neon",    ttt_linear_neon, ttt_mlp_neon, convolution_neon, attention_neon,
-            norm_neon, product_neon,    packed_neon,  table_neon,       grouped_neon};
+    return {"neon",    ttt_linear_neon, ttt_mlp_neon, convolution_neon, attention_neon, norm_neon,
+            gate_neon, product_neon,    packed_neon,  table_neon,       grouped_neon};
   }
 #endif
   return {"baseline",         ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline,
-          attention_baseline, norm_baseline,       product_baseline, packed_baseline,
-          table_baseline,     grouped_baseline};
+          attention_baseline, norm_baseline,       gate_baseline,    product_baseline,
+          packed_baseline,    table_baseline,      grouped_baseline};
 }
 
 #endif

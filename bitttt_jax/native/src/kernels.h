@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "convolution.h"
+#include "gate.h"
 #include "grouped.h"
 #include "norm.h"
 #include "packed.h"
@@ -19,6 +20,7 @@ struct Kernels {
   const ConvolutionTable& convolution;
   const AttentionTable& attention;
   const NormTable& norm;
+  const GateTable& gate;
   const ProductTable& product;
   PackedTable packed;
   TableTable table;

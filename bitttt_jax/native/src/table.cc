@@ -98,7 +98,11 @@ inline void multiply_group(const TableInput& in, const TableRows& t, int64_t n) 
 
 void multiply(const TableInput& in, const TableRows& t) {
   int64_t n = t.first;
-  for (; n + kGroup <= t.last; n += kGroup) multiply_group<kGroup>(in, t, n);
+  for (; n + kGroup <= t.last; n += kGroup) {
+    __builtin_prefetch(t.scale + n + 32, 0, 3);
+    __builtin_prefetch(t.y + n + 32, 1, 3);
+    multiply_group<kGroup>(in, t, n);
+  }
   for (; n < t.last; ++n) multiply_group<1>(in, t, n);
 }
 

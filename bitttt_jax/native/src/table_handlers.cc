@@ -56,7 +56,7 @@ ffi::Error multiply_all(ffi::ThreadPool& pool, const Input& in, int64_t V, int64
 }
 
 int64_t entries_of_task(int64_t entry_bytes) {
-  return std::max<int64_t>(kTaskBytes / entry_bytes, 1);
+  return std::max<int64_t>(kTaskBytes / entry_bytes / 4 * 4, 1);
 }
 
 // x is [M, D], the table has codes [V, D] and scales [V]; the results are working memory and
