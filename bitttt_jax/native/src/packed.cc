@@ -140,6 +140,7 @@ inline void dot_rows(const uint8_t* codes, int64_t row_bytes, const int8_t* x, i
 template <int kCount, typename T>
 inline void multiply_group(const Activations& a, const Columns& c, int64_t n, Output<T> out) {
   const uint8_t* codes = c.codes + n * c.row_bytes;
+  __builtin_prefetch(out.y + n + 64, 1, 3);
   Sums sums[kCount];
   for (int64_t m = 0; m < a.rows; ++m) {
     // The first row of activations brings the codes into the cache, in their order in memory.
