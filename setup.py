@@ -25,6 +25,7 @@ HANDLERS = (
     "memory_handlers.cc",
     "norm_handlers.cc",
     "gate_handlers.cc",
+    "argmax_handlers.cc",
     "product_handlers.cc",
 )
 FLOAT = (
@@ -34,6 +35,7 @@ FLOAT = (
     "attention.cc",
     "norm.cc",
     "gate.cc",
+    "argmax.cc",
     "product.cc",
 )
 BYTES = ("packed.cc", "table.cc", "grouped.cc")

@@ -84,7 +84,7 @@ def test_other_instruction_sets(instruction_set):
     code = f"""
 from bitttt_jax import native
 from tests import test_native as checks
-from tests.ops import test_attention, test_gate, test_norm, test_tables
+from tests.ops import test_argmax, test_attention, test_gate, test_norm, test_tables
 from tests.ternary import test_matmul
 if native.instruction_set() == {instruction_set!r}:
     for shape in checks.TTT_SHAPES[:4]:
@@ -92,6 +92,8 @@ if native.instruction_set() == {instruction_set!r}:
         checks.check_ttt("cpu", *shape, 48)
     for shape in checks.CONVOLUTION_SHAPES[:2]:
         checks.check_convolution(*shape, "bfloat16")
+    for shape in test_argmax.SHAPES:
+        test_argmax.test_numpy_agrees("cpu", shape)
     for dtype in ("float32", "bfloat16"):
         for shape in test_matmul.SHAPES:
             test_matmul.test_products_are_those_of_the_integers("cpu", dtype, shape)

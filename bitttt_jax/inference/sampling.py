@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitttt_jax.errors import ConfigError
+from bitttt_jax.ops.argmax import argmax, ordered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +125,8 @@ def _cut(logits_BV: jax.Array, weight_BV: jax.Array, limit_B: jax.Array) -> jax.
 
     By bisection over the floats: sorting takes much longer.
     """
-    order_BV = _ordered(logits_BV)
-    low = jnp.full_like(limit_B, _ordered(jnp.float32(-jnp.inf)), jnp.int32)
+    order_BV = ordered(logits_BV)
+    low = jnp.full_like(limit_B, ordered(jnp.float32(-jnp.inf)), jnp.int32)
     high = jnp.zeros_like(low)  # no logit is positive
 
     def halve(_, borders):
@@ -158,7 +159,7 @@ def sample(
       position_B: tokens before the one that is drawn.
     """
     logits_BV = penalised(rows, logits_BV, seen_BV)
-    likeliest_B = _likeliest(logits_BV)
+    likeliest_B = argmax(logits_BV)
 
     def draw(logits_BV):
         fold = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
@@ -167,16 +168,3 @@ def sample(
         return jnp.where(rows.temperature > 0, drawn_B.astype(jnp.int32), likeliest_B)
 
     return jax.lax.cond(jnp.any(rows.temperature > 0), draw, lambda logits: likeliest_B, logits_BV)
-
-
-def _likeliest(logits_BV: jax.Array) -> jax.Array:
-    """The first of the likeliest tokens `[B]`, by maxima of integers: XLA's of floats are slow."""
-    vocab, order_BV = logits_BV.shape[1], _ordered(logits_BV)
-    is_most = order_BV == jnp.max(order_BV, axis=1, keepdims=True)
-    return jnp.min(jnp.where(is_most, jnp.arange(vocab, dtype=jnp.int32), vocab), axis=1)
-
-
-def _ordered(values: jax.Array) -> jax.Array:
-    """Integers in the order of some float32 values."""
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
-    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

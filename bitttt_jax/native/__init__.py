@@ -36,6 +36,7 @@ _TARGETS = (
     "read_memory",
     "rms_norm",
     "gate",
+    "argmax",
     "few_rows_matmul",
     "int8_rows_matmul",
 )

@@ -13,9 +13,7 @@ from tests.kernels import needs_kernels
 REFERENCES = {
     "silu": lambda gate: gate * expit(gate),
     "relu2": lambda gate: np.maximum(gate, 0) ** 2,
-    "gelu": lambda gate: (
-        gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-    ),
+    "gelu": lambda gate: gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))),
 }
 ACTIVATIONS = pytest.mark.parametrize("activation", REFERENCES)
 IMPLEMENTATIONS = pytest.mark.parametrize(

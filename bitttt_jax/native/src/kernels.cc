@@ -11,6 +11,12 @@
 #include <sys/auxv.h>
 #endif
 
+// The kernels of an instruction set in the order of Kernels: those for floats, and those for bytes.
+#define FLOATS(set)                                                                            \
+  ttt_linear_##set, ttt_mlp_##set, convolution_##set, attention_##set, norm_##set, gate_##set, \
+      argmax_##set, product_##set
+#define BYTES(set) packed_##set, table_##set, grouped_##set
+
 namespace bitttt {
 namespace {
 
@@ -29,17 +35,7 @@ Kernels choose_kernels() {
   const auto wanted = [&](const char* name) { return asked.empty() || asked == name; };
   const auto with = [](const char* name, const PackedTable& packed, const TableTable& table,
                        const GroupedTable& grouped) -> Kernels {
-    return {name,
-            ttt_linear_avx512,
-            ttt_mlp_avx512,
-            convolution_avx512,
-            attention_avx512,
-            norm_avx512,
-            gate_avx512,
-            product_avx512,
-            packed,
-            table,
-            grouped};
+    return {name, FLOATS(avx512), packed, table, grouped};
   };
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -66,17 +62,13 @@ Kernels choose_kernels() {
   if (avx512 && wanted("avx512")) return with("avx512", packed_avx2, table_avx2, grouped_avx2);
 #if !defined(WITHOUT_AVXVNNI)
   if (avx2 && has_feature(1, 0, 4) && wanted("avxvnni")) {
-    return {"avxvnni", ttt_linear_avx2, ttt_mlp_avx2,   convolution_avx2, attention_avx2, norm_avx2,
-            gate_avx2, product_avx2,    packed_avxvnni, table_avxvnni,    grouped_avxvnni};
+    return {"avxvnni", FLOATS(avx2), BYTES(avxvnni)};
   }
 #endif
   if (avx2 && wanted("avx2")) {
-    return {"avx2",    ttt_linear_avx2, ttt_mlp_avx2, convolution_avx2, attention_avx2, norm_avx2,
-            gate_avx2, product_avx2,    packed_avx2,  table_avx2,       grouped_avx2};
+    return {"avx2", FLOATS(avx2), BYTES(avx2)};
   }
-  return {"baseline",         ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline,
-          attention_baseline, norm_baseline,       gate_baseline,    product_baseline,
-          packed_baseline,    table_baseline,      grouped_baseline};
+  return {"baseline", FLOATS(baseline), BYTES(baseline)};
 }
 
 #else
@@ -89,13 +81,10 @@ Kernels choose_kernels() {
   const bool has_dot_products = true;
 #endif
   if (has_dot_products) {
-    return {"neon",    ttt_linear_neon, ttt_mlp_neon, convolution_neon, attention_neon, norm_neon,
-            gate_neon, product_neon,    packed_neon,  table_neon,       grouped_neon};
+    return {"neon", FLOATS(neon), BYTES(neon)};
   }
 #endif
-  return {"baseline",         ttt_linear_baseline, ttt_mlp_baseline, convolution_baseline,
-          attention_baseline, norm_baseline,       gate_baseline,    product_baseline,
-          packed_baseline,    table_baseline,      grouped_baseline};
+  return {"baseline", FLOATS(baseline), BYTES(baseline)};
 }
 
 #endif

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "argmax.h"
 #include "attention.h"
 #include "convolution.h"
 #include "gate.h"
@@ -21,6 +22,7 @@ struct Kernels {
   const AttentionTable& attention;
   const NormTable& norm;
   const GateTable& gate;
+  const ArgmaxTable& argmax;
   const ProductTable& product;
   PackedTable packed;
   TableTable table;
