@@ -261,12 +261,13 @@ def serve(record: Record) -> str:
         found, cases = record["compared"][model], record["cases"]
         rate = lambda kind, count: cases[f"{model}-{kind}-{count}"]["summary"]["tokens_per_s"]
         preset, mixer = model.split("-")
+        added = round(found["added_token_ms"], 2) + 0.0  # not -0.00
         one, many, alone = (
             f"{rate(*which)['median']:,.0f}"
             for which in (("clients", 1), ("clients", 16), ("engine", 16))
         )
         return (
-            f"{_NAMES[mixer]} at the shape `{preset}`: {found['added_token_ms']:.2f} ms a token "
+            f"{_NAMES[mixer]} at the shape `{preset}`: {added:.2f} ms a token "
             f"more than the engine alone and {found['added_first_ms']:.1f} ms until the first; "
             f"{one} tokens a second to one client, {many} to 16 "
             f"({found['clients_16_over_1']:.1f} times), of the engine's {alone} without a server."
