@@ -266,9 +266,11 @@ def serve(record: Record) -> str:
             f"{rate(*which)['median']:,.0f}"
             for which in (("clients", 1), ("clients", 16), ("engine", 16))
         )
+        first = found["added_first_ms"]
+        later = f"{first:.1f} ms until the first" if first > 0 else "no later for the first"
         return (
             f"{_NAMES[mixer]} at the shape `{preset}`: {added:.2f} ms a token "
-            f"more than the engine alone and {found['added_first_ms']:.1f} ms until the first; "
+            f"more than the engine alone and {later}; "
             f"{one} tokens a second to one client, {many} to 16 "
             f"({found['clients_16_over_1']:.1f} times), of the engine's {alone} without a server."
         )
