@@ -13,7 +13,7 @@ import mimetypes
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,13 +24,11 @@ from starlette.staticfiles import StaticFiles
 
 from bitttt_jax.errors import BittttError
 from bitttt_jax.studio.errors import RequestError, error_body
+from bitttt_jax.studio.processes import Job, forget_old_jobs
 from bitttt_jax.studio.routing import json_response
 from bitttt_jax.studio.run_store import RunStore
 from bitttt_jax.studio.schema import schema
 from bitttt_jax.studio.security import Policy, Security
-
-if TYPE_CHECKING:
-    from bitttt_jax.studio.processes import Job
 
 MODULES = (
     "info", "run_routes", "job_routes", "form_routes", "events",
@@ -65,6 +63,7 @@ class Studio:
     def __post_init__(self) -> None:
         for folder in (self.jobs, self.home / "uploads", self.home / "data"):
             folder.mkdir(parents=True, exist_ok=True)
+        forget_old_jobs(self.jobs)
         self.run_store = RunStore(self.runs, self.jobs)
 
     @property

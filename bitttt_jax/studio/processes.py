@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,10 @@ from bitttt_jax.runs.status import SAME_PROCESS_SECONDS, same_process
 
 Kind = Literal["train", "prepare", "convert", "serve", "estimate", "tokenize", "tensorboard"]
 
+# Jobs that leave nothing behind; their logs are kept for so many days. Of the others it is told how
+# a run or an export ended.
+_PASSING: tuple[Kind, ...] = ("serve", "estimate", "tokenize", "tensorboard")
+_KEPT_DAYS = 14
 _TERM_SECONDS = 5.0
 _KILL_SECONDS = 5.0
 _SECRETS = ("BITTTT_STUDIO_TOKEN",)
@@ -153,6 +158,15 @@ def load_jobs(jobs_folder: Path) -> list[Job]:
         return []
     jobs = (_load(Path(folder)) for folder in folders)
     return [job for job in jobs if job is not None]
+
+
+def forget_old_jobs(jobs_folder: Path) -> None:
+    """Removes folders of jobs that were over long ago, and of which nothing is asked any more."""
+    oldest = time.time() - _KEPT_DAYS * 24 * 3600
+    for job in load_jobs(jobs_folder):
+        is_old = job.kind in _PASSING and job.started < oldest
+        if is_old and job_state(job).state != "running":
+            shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def find_job(jobs_folder: Path, id: str) -> Job | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +72,29 @@ def test_jobs_are_found_again_after_a_restart(fake: Fake, studio: Studio):
     # Nobody but the small parent is told how it ended, and this process isn't its parent now.
     until((running.folder / "exit.json").exists)
     assert ended(found[running.id]).exit_code == -9
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_what_passing_jobs_leave_is_removed_in_time(fake: Fake, studio: Studio):
+    def redated(job: Job, **changes: object) -> str:
+        path = job.folder / "job.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return job.id
+
+    month_ago = time.time() - 30 * 24 * 3600
+    old, recent, trained = (fake("exit", name, "0") for name in "abc")
+    running = fake("sleep", "d")
+    until((studio.runs / "d" / "ready").exists)
+    for job in (old, recent, trained):
+        ended(job)
+    redated(old, kind="estimate", started=month_ago)
+    kept = {redated(recent, kind="estimate"), redated(trained, started=month_ago)}
+    kept.add(redated(running, kind="serve", started=month_ago))
+    forget()
+    Studio(studio.runs)
+    assert {job.id for job in load_jobs(studio.jobs)} == kept
+    assert not old.folder.exists()
+    stop_job(running, force=True)
 
 
 def test_stop_lets_a_run_save(fake: Fake, studio: Studio):
