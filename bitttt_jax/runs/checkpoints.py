@@ -240,6 +240,8 @@ class Checkpoints:
             return
         with self._write_errors(step):
             self._manager.wait_until_finished()
+            if not is_complete(self.path(step)):  # orbax says nothing when a save is cancelled
+                raise OSError("it was given up before all of it was on disk")
             times = self._manager.metadata(step)
         seconds = (times.commit_timestamp_nsecs - times.init_timestamp_nsecs) / 1e9
         self._completed.append(Saved(step, self.path(step), self.size(step), seconds))

@@ -1,5 +1,6 @@
 """Checkpoints: retention, restores on other meshes, refusals, and what a kill leaves behind."""
 
+import concurrent.futures
 import dataclasses
 import os
 import shutil
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -340,6 +342,24 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
         np.testing.assert_array_equal(checkpoints.restore({"x": x})["x"], x)
         checkpoints.save(2, {"x": x})
     assert saved_steps(tmp_path) == [1, 2]
+
+
+def test_a_cancelled_save_is_no_checkpoint(tmp_path, monkeypatch):
+    def cancel(*_):
+        raise concurrent.futures.CancelledError
+
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.PyTreeCheckpointHandler, "finalize", cancel)
+            checkpoints.save(2, make_state(2))
+            with pytest.raises(CheckpointError, match="given up"):
+                checkpoints.wait()
+        assert checkpoints.steps() == [1]
+        checkpoints.save(3, make_state(3))
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3]
 
 
 def test_a_failed_write_is_reported_and_harms_nothing(tmp_path):
