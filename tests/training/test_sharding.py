@@ -21,7 +21,7 @@ from bitttt_jax.training.setup import Compiled, compile_steps, new_state
 from tests.kernels import needs_kernels
 from tests.training.samples import BATCH, LENGTH, make_batch, make_config, masked
 
-STEPS = 8
+STEPS = 7
 PARTLY_COUNTED = (1, 4)
 ONE = (1, 1, 1)
 
@@ -57,8 +57,7 @@ def assert_same_training(
     losses, norms, sums = train(config, axes)
     expected_losses, expected_norms, expected_sums = train(reference or config, ONE)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    # Sums in another order make a code flip now and then, which one step's norm shows.
-    np.testing.assert_allclose(norms, expected_norms, rtol=5e-3)
+    np.testing.assert_allclose(norms, expected_norms, rtol=1e-3)
     np.testing.assert_array_equal(sums.tokens_BP, expected_sums.tokens_BP)
     np.testing.assert_allclose(sums.loss_BP, expected_sums.loss_BP, rtol=1e-3, atol=1e-6)
     assert expected_losses[-1] < expected_losses[0] - 0.2
